@@ -1,0 +1,149 @@
+// The engine: everything between a tokenized request and a stream of tokens. It knows nothing of gRPC.
+//
+// One thread (the engine thread) owns the model, the KV cache, the scheduler, the sequences and the
+// sessions. Callers hand requests in through Submit and get events through an EventSink.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/policy/policy.h"
+#include "engine/receipt.h"
+#include "engine/sampling.h"
+
+namespace entropyserve {
+
+class Tokenizer;
+
+// A monotonic id of an admitted request, made by the engine.
+using RequestId = uint64_t;
+
+struct EngineRequest {
+  std::string request_id;             // the caller's own, for logs; may be empty
+  std::vector<int32_t> prompt;        // token ids, BOS and template included
+  std::string session_id;             // empty: no session
+  std::string owner;                  // the caller's identity; sessions are bound to it
+  SamplingParams sampling;            // see engine/sampling.h
+  PrefillPolicy prefill;
+  KvPolicy kv;
+  bool progress = false;              // send a progress event after every prefill step
+  bool trace = false;                 // collect entropies, budgets, kept positions
+  std::vector<int32_t> end_of_turn;   // the template's ids after an answer, stored as pending in a session
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+};
+
+struct AcceptedEvent {
+  int64_t prompt_tokens = 0;
+  int64_t session_tokens = 0;   // positions the session held before this turn
+  int64_t queue_position = 0;   // requests ahead
+  double estimated_ttft_seconds = 0;
+};
+
+struct TokenLogprobs {
+  float logprob = 0;  // of the chosen token, raw model (before temperature, penalties, filters)
+  std::vector<std::pair<int32_t, float>> top;  // the `logprobs` likeliest, descending
+};
+
+struct TokensEvent {
+  std::vector<int32_t> ids;
+  std::string text;  // valid UTF-8; may be empty when a character is not complete yet
+  std::vector<TokenLogprobs> logprobs;  // one per id when requested
+};
+
+enum class FinishReason : uint8_t { kStop, kStopString, kStopToken, kLength, kCancelled, kError };
+
+struct FinishedEvent {
+  FinishReason reason = FinishReason::kStop;
+  std::string stop_string;  // which one, for kStopString
+  absl::Status status;      // not OK for kCancelled and kError
+  Receipt receipt;
+  std::shared_ptr<const Trace> trace;  // when requested
+};
+
+// Called on the engine thread; must not block and must not call back into the engine except Cancel and
+// SetPaused. OnFinished is the last call, and is made exactly once for each request that Submit accepted.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void OnAccepted(const AcceptedEvent& event) = 0;
+  virtual void OnProgress(int64_t prefilled, int64_t total) = 0;
+  virtual void OnTokens(TokensEvent event) = 0;
+  virtual void OnFinished(FinishedEvent event) = 0;
+};
+
+struct EngineOptions {
+  int64_t max_context = 0;           // tokens; 0: the model's own
+  int64_t kv_bytes = 0;              // the page pool's size; 0: chosen by the backend's free memory
+  int max_sequences = 64;            // running at the same time
+  int max_queue_requests = 1024;
+  int64_t max_queue_tokens = 8 << 20;
+  int64_t step_tokens = 2048;        // token budget of one step; rounded up to a segment
+  int64_t lone_chunk_tokens = 8192;  // chunk of a prefill that runs alone
+  int64_t max_whole_prompt_tokens = 32768;  // limit of preset entropy_paper
+};
+
+// A moment's load, consistent in itself.
+struct EngineStats {
+  int64_t running = 0, waiting = 0, queued_tokens = 0;
+  int64_t pages_total = 0, pages_used = 0, page_bytes = 0;
+  int64_t weight_bytes = 0, activation_bytes = 0;
+  int64_t admitted = 0, completed = 0, cancelled = 0, failed = 0;  // since start; admitted is the sum of
+                                                                   // the others, running and waiting
+  int64_t prompt_tokens = 0, generated_tokens = 0, steps = 0;
+  int64_t sessions = 0;
+};
+
+struct SessionInfo {
+  std::string id;
+  int64_t positions = 0;   // true length so far
+  int64_t kv_bytes = 0;
+  int64_t kept_tokens = 0; // mean per kv head
+  int64_t turns = 0;
+  bool busy = false;
+  double idle_seconds = 0;
+  std::string kv_policy;
+};
+
+// Thread-safe.
+class Engine {
+ public:
+  virtual ~Engine() = default;
+
+  // Queues `request`; events go to `sink`, which stays alive until OnFinished returned.
+  // INVALID_ARGUMENT: a field, named; a prompt longer than the context. RESOURCE_EXHAUSTED: the queue
+  // is full (IsRetryable(status)), or the request can never fit (not retryable; need and have are
+  // said). FAILED_PRECONDITION: SESSION_BUSY, SESSION_LOST. NOT_FOUND: session. UNAVAILABLE: draining.
+  virtual absl::StatusOr<RequestId> Submit(EngineRequest request, std::shared_ptr<EventSink> sink) = 0;
+
+  // Ends the request with FinishReason::kCancelled within one step. No effect once it has finished.
+  virtual void Cancel(RequestId id, absl::Status why) = 0;
+
+  // A paused sequence keeps its pages and is not scheduled: its reader does not read.
+  virtual void SetPaused(RequestId id, bool paused) = 0;
+
+  virtual EngineStats Stats() const = 0;
+
+  // A forward pass of a few tokens through the whole model; OK when its logits are finite. Health
+  // turns SERVING after it.
+  virtual absl::Status WarmUp() = 0;
+
+  // New requests are refused from now on; returns once nothing is running or `deadline` passed, after
+  // which what is left is cancelled.
+  virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;
+
+  // Sessions. Owner must match, otherwise NOT_FOUND (so that ids cannot be probed).
+  virtual absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) = 0;
+  virtual absl::StatusOr<SessionInfo> GetSession(const std::string& owner, const std::string& id) = 0;
+  virtual std::vector<SessionInfo> ListSessions(const std::string& owner) = 0;
+  virtual absl::StatusOr<SessionInfo> ForkSession(const std::string& owner, const std::string& id) = 0;
+  virtual absl::Status DeleteSession(const std::string& owner, const std::string& id) = 0;
+};
+
+}  // namespace entropyserve
