@@ -287,6 +287,9 @@ class Backend {
   virtual void Free(void* p) = 0;
   virtual size_t FreeMemory() const = 0;  // bytes that may still be allocated
   virtual void CopyIn(void* dst, const void* host_src, size_t bytes) = 0;   // src may be reused on return
+  // `height` rows of `width` bytes each; pitches in bytes.
+  virtual void CopyIn2D(void* dst, size_t dst_pitch, const void* host_src, size_t src_pitch,
+                        size_t width, size_t height) = 0;
   virtual void CopyOut(void* host_dst, const void* src, size_t bytes) = 0;  // synchronizes
   virtual void Zero(void* p, size_t bytes) = 0;
   virtual void Synchronize() = 0;

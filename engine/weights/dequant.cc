@@ -173,6 +173,7 @@ const BlockFormat& FormatOf(StorageType type) { return kFormats[size_t(type)]; }
 
 void DequantizeRow(StorageType type, const uint8_t* src, size_t n, float* out) {
   Check(n % FormatOf(type).elements == 0, "a row is a whole number of blocks");
+  if (n == 0) return;
   switch (type) {
     case StorageType::kF32:
       std::memcpy(out, src, n * sizeof(float));
