@@ -1,0 +1,172 @@
+// The KV cache of one sequence: which pages hold what, for every kv head of every layer.
+//
+// Life: BeginTurn, then (Append, a step, Advance) for every step of the prefill and the decode,
+// with Compress at most once in between and once at the end, then EndTurn (park) or destruction. A
+// turn that is given up during its prefill is undone by RollBack.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/cache/page_pool.h"
+#include "kernels/backend.h"
+
+namespace entropyserve {
+
+// The worst case of one turn, known before it starts.
+struct TurnPlan {
+  int64_t prompt = 0;   // tokens this turn prefills
+  int64_t max_new = 0;  // tokens it may generate
+  PrefillParams prefill;
+  KvParams kv;
+  bool keep = false;  // the cache stays (a session) when the turn ends
+  bool trace = false;
+};
+
+// A typed array in the backend's memory.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(Backend* backend, int64_t size)
+      : backend_(backend), data_(static_cast<T*>(backend->Alloc(size * sizeof(T)))), size_(size) {}
+  DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(backend_, other.backend_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_) backend_->Free(data_);
+  }
+  T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  bool ok() const { return data_ != nullptr; }
+
+ private:
+  Backend* backend_ = nullptr;
+  T* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Owned by the engine thread; not thread-safe.
+class SequenceCache {
+ public:
+  SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape);
+  ~SequenceCache();  // releases every page and reservation
+  SequenceCache(const SequenceCache&) = delete;
+  SequenceCache& operator=(const SequenceCache&) = delete;
+
+  // Pages a turn may take beyond what is cached already, at worst: turn pages or what is left after
+  // compression, block bounds, window queries, and one layer's compaction target.
+  int64_t WorstCasePages(const TurnPlan& plan) const;
+  // Bytes of tables and states that BeginTurn allocates.
+  int64_t MetadataBytes(const TurnPlan& plan) const;
+
+  // Reserves the worst case and allocates tables. RESOURCE_EXHAUSTED when pages or memory are not
+  // there now; nothing has changed then.
+  absl::Status BeginTurn(const TurnPlan& plan);
+
+  // Makes room for n more tokens in every head, before the step that writes them.
+  void Append(int64_t n);
+  // The step has written them.
+  void Advance(int64_t n);
+  // Fills the cache's part of a BatchSeq: tables, lengths, appended, position.
+  void Describe(BatchSeq* seq) const;
+
+  // The prefill is over: block bounds go back to the pool.
+  void EndPrefill();
+
+  // Tokens per kv head that `kv` keeps at this length.
+  int64_t ResolveBudget(const KvParams& kv) const;
+  // The longest head's length.
+  int64_t MaxLength() const;
+  // Keeps what `kv` chooses by the last window's queries; frees the rest at once.
+  void Compress(const KvParams& kv);
+
+  // Ends the turn and keeps the cache: every head becomes one contiguous run of past tokens;
+  // tables, window and reservation are given back.
+  void EndTurn();
+  // Undoes a turn that has not been compressed: the cache is as before BeginTurn.
+  void RollBack();
+
+  // A copy that shares all pages. Only between turns.
+  std::unique_ptr<SequenceCache> Fork() const;
+
+  int64_t position() const { return position_; }  // true position of the next token
+  int64_t pages_held() const;                     // shared pages counted in full
+  int64_t kv_pages_held() const;                  // without bounds and window queries
+  int64_t kv_bytes() const { return kv_pages_held() * pool_->page_bytes(); }
+  double MeanLength() const;
+  bool in_turn() const { return in_turn_; }
+  // What the prefill counted. Synchronizes.
+  SeqCounters ReadCounters() const;
+  // States of the entropy rule, [layers * kv_heads]. Synchronizes.
+  std::vector<HeadState> ReadStates() const;
+  // True positions of the cached tokens of a head, in order. Synchronizes.
+  std::vector<int32_t> ReadPositions(int layer, int kv_head) const;
+  struct TraceData {
+    int segments = 0;
+    std::vector<float> entropy, budget;
+    std::vector<int32_t> selected;
+  };
+  TraceData ReadTrace() const;
+
+ private:
+  struct Head {
+    std::vector<int32_t> pages;
+    int32_t past = 0;  // tokens
+    int32_t base = 0;  // turn tokens when appended_ was last set to 0
+  };
+
+  int heads_total() const { return shape_.layers * shape_.kv_heads; }
+  int64_t Length(const Head& head) const { return head.past + head.base + appended_; }
+  void TakePages(int n, std::vector<int32_t>* out);
+  void ReleasePage(int32_t page);
+  void ReleaseAll(std::vector<int32_t>* pages);
+  void UploadPages(int64_t first_page, int64_t count);
+  void UploadLengths();
+  void UploadAll();
+  void SetReservation(int64_t pages);
+  // Page table entries a head needs at most: past, this turn, and what compression keeps.
+  int64_t TablePages(int64_t turn, int64_t kept) const;
+  // Moves, for one layer, the tokens that scratch_ lists (counts, then indices [kv_heads,
+  // capacity], ascending and cache-local) into fresh pages after each head's first `keep_pages`
+  // pages, which stay.
+  void GatherLayer(int layer, int64_t capacity, const std::vector<int32_t>& counts,
+                   const std::vector<int32_t>& keep_pages);
+  void RepackLayer(int layer);
+  void DropTurnMetadata();
+
+  // Constant after construction.
+  Backend* const backend_;
+  PagePool* const pool_;
+  const AttentionShape shape_;
+
+  std::vector<Head> heads_;  // [layers * kv_heads]
+  int32_t appended_ = 0;
+  int64_t position_ = 0;
+
+  // This turn's.
+  bool in_turn_ = false;
+  bool compressed_ = false;
+  TurnPlan plan_;
+  int64_t turn_begin_position_ = 0;
+  int64_t reservation_ = 0;               // pages reserved in the pool and not yet taken
+  std::vector<int32_t> bounds_, window_;  // pages, [layers * kv_heads, max_bounds / max_window_]
+  int32_t max_pages_ = 0, max_bounds_ = 0, max_window_ = 0;
+  DeviceArray<int32_t> device_pages_, device_bounds_, device_window_;
+  DeviceArray<HeadLength> device_lengths_;
+  DeviceArray<HeadState> device_states_;
+  DeviceArray<SeqCounters> device_counters_;
+  DeviceArray<float> trace_entropy_, trace_budget_;
+  DeviceArray<int32_t> trace_selected_;
+  int32_t trace_segments_ = 0;
+  DeviceArray<int32_t> scratch_;  // see GatherLayer
+  int64_t scratch_capacity_ = 0;  // tokens of one head that it can list
+};
+
+}  // namespace entropyserve
