@@ -1,0 +1,176 @@
+#include "engine/model/model.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "kernels/check.h"
+
+namespace entropyserve {
+namespace {
+
+// Blocks that one segment may list: the largest budget the engine accepts over the smallest block,
+// for the context at hand.
+int64_t ListCapacity(int64_t max_context) {
+  constexpr int64_t kSmallestBlock = 8;
+  return std::max<int64_t>(1, CeilDiv(max_context, kSmallestBlock));
+}
+
+constexpr int64_t kSmallestSegment = 128;
+
+}  // namespace
+
+absl::Status Model::EnsureRows(int64_t rows) {
+  if (rows <= rows_) return absl::OkStatus();
+  const ModelConfig& c = config_;
+  const int64_t q_width = int64_t{c.heads} * c.head_dim;
+  const int64_t qkv_width = q_width + 2 * int64_t{c.kv_heads} * c.head_dim;
+  const int64_t slice = std::min(rows, options_.step_rows);
+  // Every sequence of a step may end in a short segment.
+  const int64_t segments = rows / kSmallestSegment + options_.max_seqs + 1;
+  const int64_t capacity = ListCapacity(std::max(options_.max_context, rows));
+  activation_bytes_ = 0;
+  bool ok = true;
+  auto take = [&]<typename T>(DeviceArray<T>& array, int64_t size) {
+    array = {};  // the old one first, so that both never exist at once
+    array = DeviceArray<T>(backend_, size);
+    ok = ok && array.ok();
+    activation_bytes_ += size * int64_t{sizeof(T)};
+  };
+  take(x_, rows * c.hidden);
+  take(normed_, rows * c.hidden * int64_t(Act()));
+  take(qkv_, rows * qkv_width * int64_t(Act()));
+  take(q_, rows * q_width * int64_t(Act()));
+  take(attention_, rows * q_width * int64_t(Act()));
+  take(gate_up_, slice * 2 * c.ffn * int64_t(Act()));
+  take(mlp_, slice * c.ffn * int64_t(Act()));
+  take(probe_out_, rows * q_width);
+  take(list_counts_, segments * c.kv_heads);
+  take(list_blocks_, segments * c.kv_heads * capacity);
+  take(logits_, options_.max_seqs * c.vocab);
+  if (!ok) {
+    const int64_t bytes = activation_bytes_, fallback = rows_;
+    rows_ = 0;
+    if (fallback > 0) Check(EnsureRows(fallback).ok(), "activations that fitted before");
+    return absl::ResourceExhaustedError(
+        absl::StrCat("activations of a step of ", rows, " tokens need ", bytes, " bytes"));
+  }
+  lists_ = {list_counts_.data(), list_blocks_.data(), int32_t(capacity)};
+  rows_ = rows;
+  return absl::OkStatus();
+}
+
+const float* Model::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                            int64_t num_logits) {
+  Check(batch.rows <= rows_, "a step larger than its activations");
+  Check(num_logits <= options_.max_seqs, "more logits than sequences");
+  const ModelConfig& c = config_;
+  backend_->Embed({batch.tokens, embedding_, x_.data(), batch.rows});
+  for (int i = 0; i < c.layers; ++i) {
+    Attention(layers_[i], i, batch, pool);
+    Mlp(layers_[i], batch.rows);
+  }
+  if (num_logits == 0) return nullptr;
+  backend_->RmsNorm({.x = x_.data(),
+                     .row_index = logit_rows,
+                     .weight = final_norm_,
+                     .out = normed_.data(),
+                     .out_dtype = options_.dtype,
+                     .rows = num_logits,
+                     .hidden = c.hidden,
+                     .eps = c.norm_eps});
+  backend_->Linear({.x = normed_.data(), .w = head_, .out = logits_.data(), .rows = num_logits});
+  return logits_.data();
+}
+
+void Model::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {
+  const ModelConfig& c = config_;
+  const DType dtype = options_.dtype;
+  backend_->RmsNorm({.x = x_.data(),
+                     .weight = layer.attention_norm,
+                     .out = normed_.data(),
+                     .out_dtype = dtype,
+                     .rows = batch.rows,
+                     .hidden = c.hidden,
+                     .eps = c.norm_eps});
+  backend_->Linear({.x = normed_.data(),
+                    .w = layer.qkv,
+                    .bias = layer.qkv_bias,
+                    .out = qkv_.data(),
+                    .out_dtype = dtype,
+                    .rows = batch.rows});
+  backend_->QkvPost({.batch = &batch,
+                     .pool = pool,
+                     .shape = shape(),
+                     .layer = index,
+                     .qkv = qkv_.data(),
+                     .q = q_.data(),
+                     .dtype = dtype,
+                     .q_norm = layer.q_norm,
+                     .k_norm = layer.k_norm,
+                     .norm_eps = c.norm_eps,
+                     .inv_freq = inv_freq_,
+                     .rope_scale = rope_scale_});
+  if (batch.num_segments > 0) {
+    backend_->SelectBlocks({.batch = &batch,
+                            .pool = pool,
+                            .shape = shape(),
+                            .layer = index,
+                            .q = q_.data(),
+                            .lists = lists_,
+                            .probe_out = probe_out_.data()});
+    backend_->PrefillAttention({.batch = &batch,
+                                .pool = pool,
+                                .shape = shape(),
+                                .layer = index,
+                                .q = q_.data(),
+                                .lists = lists_,
+                                .probe_out = probe_out_.data(),
+                                .out = attention_.data()});
+  }
+  if (batch.num_decodes > 0) {
+    backend_->DecodeAttention({.batch = &batch,
+                               .pool = pool,
+                               .shape = shape(),
+                               .layer = index,
+                               .q = q_.data(),
+                               .out = attention_.data()});
+  }
+  backend_->Linear({.x = attention_.data(),
+                    .w = layer.o,
+                    .bias = layer.o_bias,
+                    .out = x_.data(),
+                    .accumulate = true,
+                    .rows = batch.rows});
+}
+
+void Model::Mlp(const Layer& layer, int64_t rows) {
+  const ModelConfig& c = config_;
+  const DType dtype = options_.dtype;
+  for (int64_t begin = 0; begin < rows; begin += options_.step_rows) {
+    const int64_t n = std::min(options_.step_rows, rows - begin);
+    float* const x = x_.data() + begin * c.hidden;
+    backend_->RmsNorm({.x = x,
+                       .weight = layer.mlp_norm,
+                       .out = normed_.data(),
+                       .out_dtype = dtype,
+                       .rows = n,
+                       .hidden = c.hidden,
+                       .eps = c.norm_eps});
+    backend_->Linear({.x = normed_.data(),
+                      .w = layer.gate_up,
+                      .bias = layer.gate_up_bias,
+                      .out = gate_up_.data(),
+                      .out_dtype = dtype,
+                      .rows = n});
+    backend_->SwiGlu({gate_up_.data(), mlp_.data(), dtype, n, c.ffn});
+    backend_->Linear({.x = mlp_.data(),
+                      .w = layer.down,
+                      .bias = layer.down_bias,
+                      .out = x,
+                      .accumulate = true,
+                      .rows = n});
+  }
+}
+
+}  // namespace entropyserve
