@@ -1,6 +1,6 @@
-// A checkpoint on disk, whatever its format: a Hugging Face folder (config.json and safetensors, also
-// sharded) or one GGUF file. Files are mapped, never copied whole; a tensor is converted row by row
-// when the model asks for it.
+// A checkpoint on disk, whatever its format: a Hugging Face folder (config.json and safetensors,
+// also sharded) or one GGUF file. Files are mapped, never copied whole; a tensor is converted row
+// by row when the model asks for it.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,9 @@ namespace entropyserve {
 class Checkpoint {
  public:
   // `path`: a folder with config.json, or a .gguf file. Nothing is downloaded.
-  // NOT_FOUND: no such path. INVALID_ARGUMENT: not a checkpoint, truncated, lying header; the message
-  // names file and field. UNIMPLEMENTED: an architecture, a tensor type or a config field that changes
-  // the maths and is not supported, by name.
+  // NOT_FOUND: no such path. INVALID_ARGUMENT: not a checkpoint, truncated, lying header; the
+  // message names file and field. UNIMPLEMENTED: an architecture, a tensor type or a config field
+  // that changes the maths and is not supported, by name.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& path);
   virtual ~Checkpoint() = default;
 
@@ -35,9 +35,9 @@ class Checkpoint {
   // NOT_FOUND when the tensor is missing.
   virtual absl::StatusOr<std::vector<int64_t>> Shape(std::string_view name) const = 0;
 
-  // Converts rows [row_begin, row_end) of tensor `name` (a vector is one row) to `dtype`, packed, into
-  // `out`. `shape` is what the caller expects; INVALID_ARGUMENT names the tensor when it differs.
-  // bf16 -> bf16 is exact; other types go through float and round to nearest even.
+  // Converts rows [row_begin, row_end) of tensor `name` (a vector is one row) to `dtype`, packed,
+  // into `out`. `shape` is what the caller expects; INVALID_ARGUMENT names the tensor when it
+  // differs. bf16 -> bf16 is exact; other types go through float and round to nearest even.
   virtual absl::Status Read(std::string_view name, const std::vector<int64_t>& shape,
                             int64_t row_begin, int64_t row_end, DType dtype, void* out) const = 0;
 

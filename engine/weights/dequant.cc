@@ -140,8 +140,8 @@ void Q5_KBlock(const uint8_t* p, float* y) {
   }
 }
 
-// y = (d * scale) * (q - 32), a scale per 16 elements. Each half of 128 elements has 64 bytes of low
-// nibbles and 32 bytes whose bit pairs are the upper two bits of elements i, i+32, i+64, i+96.
+// y = (d * scale) * (q - 32), a scale per 16 elements. Each half of 128 elements has 64 bytes of
+// low nibbles and 32 bytes whose bit pairs are the upper two bits of elements i, i+32, i+64, i+96.
 void Q6_KBlock(const uint8_t* p, float* y) {
   const uint8_t *low = p, *high = p + 128;
   const auto* scales = reinterpret_cast<const int8_t*>(p + 192);

@@ -26,9 +26,9 @@ class MappedFile {
   const std::string& path() const { return path_; }
   absl::Span<const uint8_t> bytes() const { return {data_, size_}; }
 
-  // Tells the kernel that [data, data + size) of this mapping is not needed soon: whole pages inside
-  // leave the process's resident set (they stay in the page cache, and a later read finds them
-  // again). Without it a loaded model would count twice in the peak memory.
+  // Tells the kernel that [data, data + size) of this mapping is not needed soon: whole pages
+  // inside leave the process's resident set (they stay in the page cache, and a later read finds
+  // them again). Without it a loaded model would count twice in the peak memory.
   void Release(const uint8_t* data, size_t size) const;
 
  private:
