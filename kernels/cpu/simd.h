@@ -1,0 +1,97 @@
+// Vectors for inner loops, in GCC's and clang's own vector types: 16 floats, which the compiler
+// maps to one AVX-512 register, two of AVX2 or four of SSE or NEON. A function marked ES_SIMD is
+// compiled for each of them on x86-64 and picked at load time; everything it calls here is inlined
+// into it, so no vector ever crosses a call.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/tensor.h"
+
+// Sanitizers run before the resolvers that pick a clone could; clang 14 lacks the feature levels.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define ES_SIMD \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), noinline))
+#else
+#define ES_SIMD __attribute__((noinline))
+#endif
+#define ES_INLINE __attribute__((always_inline)) inline
+
+namespace entropyserve::simd {
+
+inline constexpr int kLanes = 16;
+using F32x16 = float __attribute__((vector_size(64)));
+using I32x16 = int32_t __attribute__((vector_size(64)));
+using U32x16 = uint32_t __attribute__((vector_size(64)));
+using U16x16 = uint16_t __attribute__((vector_size(32)));
+
+ES_INLINE F32x16 Set(float x) { return F32x16{} + x; }
+
+ES_INLINE F32x16 Load(const float* p) {
+  F32x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+ES_INLINE void Store(float* p, F32x16 v) { std::memcpy(p, &v, sizeof(v)); }
+
+ES_INLINE F32x16 Load(const bf16_t* p) {
+  U16x16 v;
+  std::memcpy(&v, p, sizeof(v));
+  return std::bit_cast<F32x16>(__builtin_convertvector(v, U32x16) << 16);
+}
+// Round to nearest, ties to even, as ToBF16, for numbers that are not NaN.
+ES_INLINE void Store(bf16_t* p, F32x16 v) {
+  const U32x16 bits = std::bit_cast<U32x16>(v);
+  const U16x16 rounded =
+      __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, U16x16);
+  std::memcpy(p, &rounded, sizeof(rounded));
+}
+
+ES_INLINE F32x16 Max(F32x16 a, F32x16 b) { return a > b ? a : b; }
+ES_INLINE F32x16 Min(F32x16 a, F32x16 b) { return a < b ? a : b; }
+
+// Sums in a fixed tree, so that a result never depends on the instruction set's width.
+ES_INLINE float Sum(F32x16 v) {
+  float lanes[kLanes];
+  Store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+ES_INLINE float MaxOf(F32x16 v) {
+  float lanes[kLanes];
+  Store(lanes, v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i)
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// 2^x for x <= 126; 0 below -126 (so for -inf too). Relative error under 2e-7: a degree 6
+// polynomial on
+// [-0.5, 0.5] (Taylor in x ln 2; its first left-out term is 1.2e-7 at the ends).
+ES_INLINE F32x16 Exp2(F32x16 x) {
+  constexpr float kRound =
+      0x1.8p23f;  // adding it leaves the nearest integer in the low mantissa bits
+  const F32x16 clamped = Max(x, Set(-127.0f));
+  const F32x16 shifted = clamped + kRound;
+  const F32x16 f = clamped - (shifted - kRound);
+  F32x16 y = Set(1.5403530e-4f);
+  y = y * f + 1.3333558e-3f;
+  y = y * f + 9.6181291e-3f;
+  y = y * f + 5.5504109e-2f;
+  y = y * f + 2.4022651e-1f;
+  y = y * f + 6.9314718e-1f;
+  y = y * f + 1.0f;
+  const I32x16 scale = std::bit_cast<I32x16>(shifted) << 23;  // the integer, into the exponent
+  const F32x16 result = std::bit_cast<F32x16>(std::bit_cast<I32x16>(y) + scale);
+  return x < -126.0f ? F32x16{} : result;
+}
+inline constexpr float kLog2E = 1.44269504f;
+ES_INLINE F32x16 Exp(F32x16 x) { return Exp2(x * kLog2E); }
+
+}  // namespace entropyserve::simd
