@@ -37,17 +37,31 @@ struct TurnLengths {
   int64_t rest = 0;     // tokens appended after it
 };
 
-TurnLengths LengthsOf(const TurnPlan& plan, int64_t positions_before, int kv_heads) {
+struct Before {
+  int64_t positions = 0;     // true length before the turn
+  int64_t longest_head = 0;  // cached tokens
+  bool compressed = false;   // ever
+  int kv_heads = 0;
+};
+
+// A cache is worth compressing when it is longer than its budget; one that was compressed before,
+// when it is longer than 1.5 budgets.
+bool ExceedsBudget(int64_t length, int64_t budget, bool compressed_before) {
+  return compressed_before ? 2 * length > 3 * budget : length > budget;
+}
+
+TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
   TurnLengths t;
   t.live = plan.prompt + plan.max_new;
   if (plan.kv.rule == KvRule::kFull) return t;
   const int64_t gap = plan.kv.rule == KvRule::kSnapKv ? 0 : plan.kv.gap;
-  t.kept = Budget(plan.kv, positions_before + plan.prompt + plan.max_new);
-  t.longest = plan.kv.rule == KvRule::kAdaKv ? t.kept * kv_heads : t.kept;
-  // Compression comes gap tokens after the prompt if the cache is longer than the budget by then. A
-  // cache that stays shorter until then keeps growing to the end of the turn.
-  const int64_t budget_then = Budget(plan.kv, positions_before + plan.prompt + gap);
-  if (plan.max_new > gap && plan.prompt + gap > budget_then) {
+  t.kept = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
+  t.longest = plan.kv.rule == KvRule::kAdaKv ? t.kept * before.kv_heads : t.kept;
+  // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
+  // stays shorter until then keeps growing to the end of the turn.
+  const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
+  if (plan.max_new > gap &&
+      ExceedsBudget(before.longest_head + plan.prompt + gap, budget_then, before.compressed)) {
     t.live = plan.prompt + gap;
     t.rest = plan.max_new - gap;
   }
@@ -72,7 +86,8 @@ SequenceCache::~SequenceCache() {
 }
 
 int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
-  const TurnLengths t = LengthsOf(plan, position_, shape_.kv_heads);
+  const TurnLengths t =
+      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
   const bool compresses = plan.kv.rule != KvRule::kFull;
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
@@ -86,7 +101,8 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
 }
 
 int64_t SequenceCache::MetadataBytes(const TurnPlan& plan) const {
-  const TurnLengths t = LengthsOf(plan, position_, shape_.kv_heads);
+  const TurnLengths t =
+      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
   int64_t past = 0;
   for (const Head& head : heads_) past = std::max<int64_t>(past, head.past);
   const int64_t pages =
@@ -122,7 +138,8 @@ absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
   turn_begin_position_ = position_;
 
   const int n = heads_total();
-  const TurnLengths t = LengthsOf(plan, position_, shape_.kv_heads);
+  const TurnLengths t =
+      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
   for (Head& head : heads_) head.base = 0;
   max_pages_ = int32_t(TablePages(t.live + t.rest, t.longest));
   scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
@@ -231,6 +248,11 @@ double SequenceCache::MeanLength() const {
   return sum / double(heads_.size());
 }
 
+bool SequenceCache::WantsCompression(const KvParams& kv) const {
+  return kv.rule != KvRule::kFull &&
+         ExceedsBudget(MaxLength(), ResolveBudget(kv), ever_compressed_);
+}
+
 void SequenceCache::Compress(const KvParams& kv) {
   Check(in_turn_ && !window_.empty(), "compression needs the window's queries");
   const int64_t budget = ResolveBudget(kv);
@@ -266,7 +288,7 @@ void SequenceCache::Compress(const KvParams& kv) {
     }
   }
   appended_ = 0;
-  compressed_ = true;
+  compressed_ = ever_compressed_ = true;
   if (!plan_.keep) ReleaseAll(&window_);
   // What is left of this turn needs less now.
   int64_t held = 0, need = 0;
@@ -378,6 +400,7 @@ std::unique_ptr<SequenceCache> SequenceCache::Fork() const {
   auto copy = std::make_unique<SequenceCache>(backend_, pool_, shape_);
   copy->heads_ = heads_;
   copy->position_ = position_;
+  copy->ever_compressed_ = ever_compressed_;
   for (const Head& head : heads_) {
     for (int32_t page : head.pages) pool_->AddReference(page);
   }

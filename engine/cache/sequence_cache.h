@@ -58,6 +58,9 @@ class SequenceCache {
   int64_t ResolveBudget(const KvParams& kv) const;
   // The longest head's length.
   int64_t MaxLength() const;
+  // Whether `kv` would drop anything worth the work: longer than the budget, or than 1.5 budgets
+  // once it has been compressed.
+  bool WantsCompression(const KvParams& kv) const;
   // Keeps what `kv` chooses by the last window's queries; frees the rest at once.
   void Compress(const KvParams& kv);
 
@@ -123,6 +126,7 @@ class SequenceCache {
   std::vector<Head> heads_;  // [layers * kv_heads]
   int32_t appended_ = 0;
   int64_t position_ = 0;
+  bool ever_compressed_ = false;
 
   // This turn's.
   bool in_turn_ = false;

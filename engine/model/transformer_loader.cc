@@ -6,14 +6,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
-#include "engine/model/model.h"
 #include "engine/model/rope.h"
+#include "engine/model/transformer.h"
 
 namespace entropyserve {
 
-class Model::Loader {
+class Transformer::Loader {
  public:
-  Loader(const Checkpoint& checkpoint, Model* model)
+  Loader(const Checkpoint& checkpoint, Transformer* model)
       : checkpoint_(checkpoint), model_(model), config_(checkpoint.config()) {}
 
   absl::Status Load() {
@@ -136,22 +136,23 @@ class Model::Loader {
 
   static constexpr int64_t kStagingBytes = 16 << 20;
   const Checkpoint& checkpoint_;
-  Model* const model_;
+  Transformer* const model_;
   const ModelConfig& config_;
   std::vector<char> staging_;
 };
 
-absl::StatusOr<std::unique_ptr<Model>> Model::Load(const Checkpoint& checkpoint, Backend* backend,
-                                                   const ModelOptions& options) {
-  std::unique_ptr<Model> model(new Model(backend, options));
+absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const Checkpoint& checkpoint,
+                                                               Backend* backend,
+                                                               const ModelOptions& options) {
+  std::unique_ptr<Transformer> model(new Transformer(backend, options));
   model->config_ = checkpoint.config();
   model->layers_.reserve(model->config_.layers);
   RETURN_IF_ERROR(Loader(checkpoint, model.get()).Load());
-  model->activation_bytes_ = int64_t(backend->Reserve({.shape = model->shape(),
-                                                       .max_rows = options.step_rows,
-                                                       .max_context = options.max_context,
-                                                       .max_seqs = options.max_seqs,
-                                                       .vocab = model->config_.vocab}));
+  model->scratch_bytes_ = int64_t(backend->Reserve({.shape = model->shape(),
+                                                    .max_rows = options.step_rows,
+                                                    .max_context = options.max_context,
+                                                    .max_seqs = options.max_seqs,
+                                                    .vocab = model->config_.vocab}));
   RETURN_IF_ERROR(model->EnsureRows(options.step_rows));
   return model;
 }

@@ -1,4 +1,4 @@
-#include "engine/model/model.h"
+#include "engine/model/transformer.h"
 
 #include <algorithm>
 
@@ -20,7 +20,7 @@ constexpr int64_t kSmallestSegment = 128;
 
 }  // namespace
 
-absl::Status Model::EnsureRows(int64_t rows) {
+absl::Status Transformer::EnsureRows(int64_t rows) {
   if (rows <= rows_) return absl::OkStatus();
   const ModelConfig& c = config_;
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
@@ -60,8 +60,8 @@ absl::Status Model::EnsureRows(int64_t rows) {
   return absl::OkStatus();
 }
 
-const float* Model::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
-                            int64_t num_logits) {
+const float* Transformer::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                                  int64_t num_logits) {
   Check(batch.rows <= rows_, "a step larger than its activations");
   Check(num_logits <= options_.max_seqs, "more logits than sequences");
   const ModelConfig& c = config_;
@@ -83,7 +83,7 @@ const float* Model::Forward(const Batch& batch, const KvPool& pool, const int32_
   return logits_.data();
 }
 
-void Model::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {
+void Transformer::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {
   const ModelConfig& c = config_;
   const DType dtype = options_.dtype;
   backend_->RmsNorm({.x = x_.data(),
@@ -144,7 +144,7 @@ void Model::Attention(const Layer& layer, int index, const Batch& batch, const K
                     .rows = batch.rows});
 }
 
-void Model::Mlp(const Layer& layer, int64_t rows) {
+void Transformer::Mlp(const Layer& layer, int64_t rows) {
   const ModelConfig& c = config_;
   const DType dtype = options_.dtype;
   for (int64_t begin = 0; begin < rows; begin += options_.step_rows) {
