@@ -66,6 +66,8 @@ class TextStream {
 
   // A stop string was found; text before it has been returned, it and what follows never will be.
   bool stopped() const { return stopped_; }
+  // The stop string that was found; empty before.
+  const std::string& matched_stop() const { return matched_stop_; }
 
  private:
   TextStream(const Tokenizer& tokenizer, Options options);
@@ -77,6 +79,7 @@ class TextStream {
   StopMatcher matcher_;
   std::string partial_;  // an incomplete character, at most 3 bytes
   std::string held_;     // valid text that may be the beginning of a stop string
+  std::string matched_stop_;
   bool stopped_ = false;
 };
 
