@@ -36,6 +36,7 @@ struct EngineRequest {
   bool progress = false;              // send a progress event after every prefill step
   bool trace = false;                 // collect entropies, budgets, kept positions
   std::vector<int32_t> end_of_turn;   // the template's ids after an answer, stored as pending in a session
+  bool strip_leading_space = false;   // see TextStream::Options; true for an answer to messages
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
@@ -87,6 +88,7 @@ struct EngineOptions {
   int64_t step_tokens = 2048;        // token budget of one step; rounded up to a segment
   int64_t lone_chunk_tokens = 8192;  // chunk of a prefill that runs alone
   int64_t max_whole_prompt_tokens = 32768;  // limit of preset entropy_paper
+  int64_t max_sessions = 10000;
 };
 
 // A moment's load, consistent in itself.

@@ -1,0 +1,54 @@
+// From a path to a running engine.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/base/clock.h"
+#include "engine/engine.h"
+#include "engine/model/model.h"
+#include "engine/text/tokenizer.h"
+#include "engine/weights/model_config.h"
+#include "kernels/backend.h"
+
+namespace entropyserve {
+
+struct EngineConfig {
+  std::string model_path;        // a Hugging Face folder or a .gguf file
+  std::string backend = "auto";  // auto, cpu, cuda
+  std::string dtype = "auto";    // auto, f32, bf16
+  int threads = 0;               // CPU threads; 0: one per core
+  EngineOptions options;
+};
+
+struct LoadedEngine {
+  ModelConfig config;
+  DType dtype = DType::kF32;
+  std::string backend;              // "cpu" or "cuda"
+  std::string backend_description;  // "CPU: 2 threads, avx512_bf16, amx"
+  int64_t parameters = 0;
+  int64_t context = 0;              // tokens served; at most config.context
+  EngineOptions options;            // as resolved
+  std::shared_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<Engine> engine;   // keeps the tokenizer alive; destroyed first
+};
+
+// NOT_FOUND, INVALID_ARGUMENT, UNIMPLEMENTED: the checkpoint (see Checkpoint::Open) or a field of
+// `config`, named. RESOURCE_EXHAUSTED: it does not fit into memory. FAILED_PRECONDITION: cuda was asked
+// for and is not there.
+absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config);
+
+// The engine over any model and backend: what LoadEngine ends with, and what tests begin with.
+struct EngineParts {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<Model> model;  // made with `backend`
+  std::shared_ptr<Tokenizer> tokenizer;
+  std::shared_ptr<Clock> clock = std::make_shared<Clock>();
+  EngineOptions options;
+  int64_t pages = 0;  // of the KV pool
+};
+absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(EngineParts parts);
+
+}  // namespace entropyserve
