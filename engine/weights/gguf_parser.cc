@@ -46,7 +46,7 @@ class Cursor {
 
   absl::Status Skip(uint64_t n, const std::string& what) {
     if (left() < n)
-      return Invalid(what, absl::StrCat("needs ", n, " bytes, ", left(), " are left"));
+      return Invalid(what, absl::StrCat("needs ", n, " bytes, ", left(), " are left (truncated?)"));
     position_ += size_t(n);
     return absl::OkStatus();
   }
