@@ -71,15 +71,26 @@ class ChatTemplate {
   std::string_view family_name() const;
 
  private:
+  class Writer;
   ChatTemplate() = default;
+
+  absl::Status Recognise(const std::string& text);
+  absl::Status CheckMessages(std::span<const ChatMessage> messages,
+                             const RenderOptions& options) const;
+  void WriteChatMl(std::span<const ChatMessage> messages, const RenderOptions& options,
+                   Writer* writer) const;
+  void WriteLlama2(std::span<const ChatMessage> messages, Writer* writer) const;
+  void WriteLlama3(std::span<const ChatMessage> messages, const RenderOptions& options,
+                   Writer* writer) const;
+  void WritePangu(std::span<const ChatMessage> messages, const RenderOptions& options,
+                  Writer* writer) const;
 
   const Tokenizer* tokenizer_ = nullptr;
   Family family_ = Family::kChatMl;
-  std::string default_system_;  // ChatML: written when the first message is not a system message
-  bool has_default_system_ = false;
-  bool dated_system_ = false;     // Llama 3.1 and later: the system header states dates
-  bool strips_thinking_ = false;  // Qwen3: earlier answers lose their <think> part
-  bool always_thinks_ = false;    // Qwen3 thinking-only: the generation prompt opens <think>
+  // ChatML: written when the first message is not a system message.
+  std::optional<std::string> default_system_;
+  bool dated_system_ = false;   // Llama 3.1 and later: the system header states dates
+  bool always_thinks_ = false;  // Qwen3, thinking only: the generation prompt opens <think>
   std::vector<int32_t> end_of_turn_ids_;
 };
 

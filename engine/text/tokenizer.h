@@ -46,13 +46,33 @@ struct GgufTokenizerData {
   std::string chat_template;             // tokenizer.chat_template; empty: none
 };
 
+enum class TokenKind : uint8_t { kText, kUserDefined, kControl };
+
+// What every vocabulary has, whatever its algorithm; loaders fill it.
+struct Vocabulary {
+  std::vector<std::string> bytes;  // by id: what the token stands for; a control token's name
+  std::vector<TokenKind> kinds;    // by id
+  std::optional<int32_t> bos_id;
+  std::vector<int32_t> eos_ids;
+  bool add_bos = false;
+  bool strips_leading_space = false;
+  // User-defined tokens are cut out of the text before the algorithm sees it. False where the
+  // algorithm itself finds them (SentencePiece).
+  bool splits_user_defined = true;
+  std::string chat_template;
+};
+
+class ByteTrie;
+
 // Constant after construction: all methods may run at the same time on several threads.
 class Tokenizer {
  public:
   // Texts above this are refused (INVALID_ARGUMENT); positions are 32 bits wide inside.
   static constexpr size_t kMaxTextBytes = size_t{256} << 20;
 
-  virtual ~Tokenizer() = default;
+  virtual ~Tokenizer();
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Ill-formed UTF-8 is first replaced by U+FFFD, one per maximal ill-formed part (SanitizeUtf8),
   // so the ids are those of the replaced text. Time is O(n log n) in the text's bytes whatever the
@@ -61,65 +81,52 @@ class Tokenizer {
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options = {}) const;
 
-  // No Encode of a text of `bytes` bytes gives more ids than this.
-  int64_t EncodedUpperBound(size_t bytes) const;
-
   // Text of `ids`, ill-formed UTF-8 replaced, control tokens left out if `skip_special`. A
   // vocabulary that puts a space before the first word drops it here. Ids outside the vocabulary
   // give nothing.
   std::string Decode(std::span<const int32_t> ids, bool skip_special = true) const;
 
-  int32_t vocab_size() const { return static_cast<int32_t>(tokens_.size()); }
+  int32_t vocab_size() const { return static_cast<int32_t>(vocab_.bytes.size()); }
   bool IsValid(int32_t id) const { return id >= 0 && id < vocab_size(); }
 
   // The raw bytes a token stands for (part of a character, possibly); a control token's name. Empty
   // for ids outside the vocabulary: a model may have more rows than its tokenizer has tokens.
   std::string_view TokenBytes(int32_t id) const;
-  bool IsControl(int32_t id) const { return IsValid(id) && tokens_[id].kind == Kind::kControl; }
+  bool IsControl(int32_t id) const {
+    return IsValid(id) && vocab_.kinds[id] == TokenKind::kControl;
+  }
 
   // The control token with exactly this name.
   std::optional<int32_t> FindControl(std::string_view name) const;
   // The control or user-defined token with exactly this name.
   std::optional<int32_t> FindAdded(std::string_view name) const;
 
-  std::optional<int32_t> bos_id() const { return bos_id_; }
+  std::optional<int32_t> bos_id() const { return vocab_.bos_id; }
   // Ids that end an answer: eos of the tokenizer, of generation_config.json, GGUF's eot. May be
   // empty.
-  const std::vector<int32_t>& eos_ids() const { return eos_ids_; }
+  const std::vector<int32_t>& eos_ids() const { return vocab_.eos_ids; }
   bool IsEos(int32_t id) const;
   // Whether this model's own tokenizer begins every text with BOS.
-  bool add_bos() const { return add_bos_; }
+  bool add_bos() const { return vocab_.add_bos; }
   // Whether the first token's leading space is not part of the text (SentencePiece's dummy prefix).
-  bool strips_leading_space() const { return strips_leading_space_; }
+  bool strips_leading_space() const { return vocab_.strips_leading_space; }
   // The model's chat template as its files give it; empty: none. See chat_template.h.
-  const std::string& chat_template() const { return chat_template_; }
+  const std::string& chat_template() const { return vocab_.chat_template; }
 
  protected:
-  friend class TokenizerBuilder;
+  explicit Tokenizer(Vocabulary vocabulary);
+  const Vocabulary& vocabulary() const { return vocab_; }
 
-  enum class Kind : uint8_t { kText, kUserDefined, kControl };
-  struct Token {
-    std::string bytes;
-    Kind kind = Kind::kText;
-  };
-  struct Added {
-    std::string name;
-    int32_t id;
-  };
-
-  // Appends the ids of `text`: valid UTF-8, not empty, no control or user-defined token to be found
-  // in it. `first`: nothing of the sequence's text came before it.
+  // Appends the ids of `text`: valid UTF-8, not empty, nothing in it that Encode itself finds.
+  // `first`: it is the beginning of the sequence's text.
   virtual absl::Status EncodeText(std::string_view text, bool first,
                                   std::vector<int32_t>* ids) const = 0;
 
-  std::vector<Token> tokens_;
-  // Sorted by name; control and user-defined tokens.
-  std::vector<Added> added_;
-  std::optional<int32_t> bos_id_;
-  std::vector<int32_t> eos_ids_;
-  bool add_bos_ = false;
-  bool strips_leading_space_ = false;
-  std::string chat_template_;
+ private:
+  Vocabulary vocab_;
+  // Names of control and user-defined tokens, and of the user-defined ones that Encode cuts out.
+  std::unique_ptr<const ByteTrie> added_;
+  std::unique_ptr<const ByteTrie> user_defined_;
 };
 
 // A Hugging Face folder: tokenizer.json, or tokenizer.model where there is none; special tokens and
