@@ -1,0 +1,18 @@
+// Command line flags for every field of a Policy message: the same names for the server's defaults
+// and for a client's requests.
+#pragma once
+
+#include "engine/base/flag_set.h"
+
+namespace entropyserve {
+
+namespace v1 {
+class Policy;
+}
+
+// Adds --prefill-policy, --kv-policy and one flag per parameter, --prefill-... and --kv-...; each
+// that is given sets its field of `policy`, which outlives `flags`. Ranges are checked where the
+// policy is used.
+void AddPolicyFlags(FlagSet* flags, v1::Policy* policy);
+
+}  // namespace entropyserve
