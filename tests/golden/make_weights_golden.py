@@ -6,6 +6,7 @@ Writes into the folder `weights` beside this script:
   dequant.safetensors   per storage type T: T.raw (U8, rows of blocks), T.f32 (their values)
   types.gguf            a metadata value of every type
   <arch>.gguf, <arch>.safetensors   a random one-layer model and its tensors under canonical names
+and smaller files of the same kinds into ../fuzz/corpus, as seeds for the fuzzers.
 With --smollm2 also prints sums over a real file, for a check by hand against the C++ reader.
 """
 
@@ -17,7 +18,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 OUT = pathlib.Path(__file__).parent / "weights"
+CORPUS = pathlib.Path(__file__).parent.parent / "fuzz" / "corpus"
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"]
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "pangu-embedded"]
 # Byte offsets of the half-precision fields in a block of each format.
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2],
           "Q5_K": [0, 2], "Q6_K": [208]}
@@ -62,8 +65,8 @@ def version(package):
     return importlib.metadata.version(package)
 
 
-def types_golden():
-    w = gguf.GGUFWriter(OUT / "types.gguf", "llama")
+def types_golden(path):
+    w = gguf.GGUFWriter(path, "llama")
     w.add_uint8("t.uint8", 200)
     w.add_int8("t.int8", -100)
     w.add_uint16("t.uint16", 60000)
@@ -99,10 +102,15 @@ def interleave(w, heads):
     return w.reshape(heads, 2, d // 2, -1).swapaxes(1, 2).reshape(w.shape)
 
 
-def model_golden(rng, arch):
-    hidden, ffn, heads, kv_heads, head_dim, vocab = 32, 48, 4, 2, 8, 40
+# hidden, ffn, heads, kv heads, head_dim, vocabulary
+SMALL = (32, 48, 4, 2, 8, 40)
+TINY = (8, 12, 2, 1, 4, 6)
+
+
+def model_golden(rng, arch, gguf_path, safetensors_path, dims=SMALL, q_type="Q8_0"):
+    hidden, ffn, heads, kv_heads, head_dim, vocab = dims
     if arch == "qwen3":
-        head_dim = 16
+        head_dim *= 2
     linear = {"attn_q": ("self_attn.q_proj", heads * head_dim, hidden),
               "attn_k": ("self_attn.k_proj", kv_heads * head_dim, hidden),
               "attn_v": ("self_attn.v_proj", kv_heads * head_dim, hidden),
@@ -112,7 +120,7 @@ def model_golden(rng, arch):
     biased = {"llama": ["attn_q", "attn_k", "attn_v"], "qwen2": ["attn_q", "attn_k", "attn_v"],
               "qwen3": [], "pangu-embedded": ["attn_q", "attn_k", "attn_v", "attn_output"]}[arch]
     expected = {}
-    w = gguf.GGUFWriter(OUT / f"{arch}.gguf", arch)
+    w = gguf.GGUFWriter(gguf_path, arch)
     w.add_name(f"tiny {arch}")
     w.add_block_count(1)
     w.add_context_length(512)
@@ -154,7 +162,7 @@ def model_golden(rng, arch):
     if arch == "pangu-embedded":
         add("output.weight", "lm_head.weight", normal(vocab, hidden))
     if arch == "llama":
-        w.add_tensor("rope_freqs.weight", np.array([1, 1, 2, 8], dtype=np.float32))
+        w.add_tensor("rope_freqs.weight", np.array([1, 1, 2, 8][-(head_dim // 2):], dtype=np.float32))
     layer = "model.layers.0."
     add("blk.0.attn_norm.weight", layer + "input_layernorm.weight", normal(hidden))
     add("blk.0.ffn_norm.weight", layer + "post_attention_layernorm.weight", normal(hidden))
@@ -163,12 +171,76 @@ def model_golden(rng, arch):
         add("blk.0.attn_k_norm.weight", layer + "self_attn.k_norm.weight", normal(head_dim))
     for name, (canonical, rows, columns) in linear.items():
         order = {"attn_q": heads, "attn_k": kv_heads}.get(name, 0) if arch == "llama" else 0
-        qtype = gguf.GGMLQuantizationType.Q8_0 if name == "attn_q" else None
+        qtype = gguf.GGMLQuantizationType[q_type] if name == "attn_q" else None
         add(f"blk.0.{name}.weight", f"{layer}{canonical}.weight", normal(rows, columns), order, qtype)
         if name in biased:
             add(f"blk.0.{name}.bias", f"{layer}{canonical}.bias", normal(rows), order)
     close(w)
-    save_file(expected, OUT / f"{arch}.safetensors")
+    save_file(expected, safetensors_path)
+
+
+def tokenizer_seed(path):
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("qwen2")
+    w.add_token_list(["a", "b", "ab", "<|im_end|>"])
+    w.add_token_types([1, 1, 1, 3])
+    w.add_token_merges(["a b"])
+    w.add_token_scores([0.0, -1.0, -2.0, 0.0])
+    w.add_bos_token_id(3)
+    w.add_eos_token_id(3)
+    w.add_add_bos_token(False)
+    w.add_add_space_prefix(True)
+    w.add_chat_template("{{ messages }}")
+    close(w)
+
+
+def k_quant_seed(rng, path):
+    """A llama whose matrices are of the block formats, with the rows of 256 that they need."""
+    w = gguf.GGUFWriter(path, "llama")
+    hidden, ffn, head_dim, vocab = 256, 2, 2, 2
+    w.add_block_count(1)
+    w.add_context_length(16)
+    w.add_embedding_length(hidden)
+    w.add_feed_forward_length(ffn)
+    w.add_head_count(1)
+    w.add_key_length(head_dim)
+    w.add_value_length(head_dim)
+    w.add_layer_norm_rms_eps(1e-5)
+
+    def blocks(name, rows, columns, kind):
+        qtype = gguf.GGMLQuantizationType[kind]
+        block, size = gguf.GGML_QUANT_SIZES[qtype]
+        raw = rng.integers(0, 256, (rows, columns // block * size), dtype=np.uint8)
+        w.add_tensor(name, raw, raw_dtype=qtype)
+
+    blocks("token_embd.weight", vocab, hidden, "Q6_K")
+    blocks("output.weight", vocab, hidden, "Q5_K")
+    for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"]:
+        w.add_tensor(f"{name}.weight", np.ones(hidden, dtype=np.float32))
+    blocks("blk.0.attn_q.weight", head_dim, hidden, "Q4_K")
+    blocks("blk.0.attn_k.weight", head_dim, hidden, "Q5_0")
+    blocks("blk.0.attn_v.weight", head_dim, hidden, "Q5_1")
+    w.add_tensor("blk.0.attn_output.weight", np.zeros((hidden, head_dim), dtype=np.float16))
+    blocks("blk.0.ffn_gate.weight", ffn, hidden, "Q4_0")
+    blocks("blk.0.ffn_up.weight", ffn, hidden, "Q4_1")
+    w.add_tensor("blk.0.ffn_down.weight", np.zeros((hidden, ffn), dtype=np.float16))
+    close(w)
+
+
+def seeds(rng):
+    gguf_dir, safetensors_dir = CORPUS / "gguf_fuzz", CORPUS / "safetensors_fuzz"
+    for folder in [gguf_dir, safetensors_dir]:
+        folder.mkdir(parents=True, exist_ok=True)
+    types_golden(gguf_dir / "types")
+    tokenizer_seed(gguf_dir / "tokenizer")
+    k_quant_seed(rng, gguf_dir / "k_quants")
+    for arch in ARCHITECTURES:
+        # Rows of 8 elements are too short for blocks of 32.
+        model_golden(rng, arch, gguf_dir / arch, safetensors_dir / arch, TINY, "F16")
+    save_file({"a": np.zeros((2, 0), np.float32), "b": np.arange(3), "c": np.ones(2, np.float16),
+               "d": np.ones(3, np.int32), "e": np.array(7, np.uint8)},
+              safetensors_dir / "types", metadata={"key": "value"})
 
 
 def print_sums(path):
@@ -185,9 +257,12 @@ def main():
     OUT.mkdir(exist_ok=True)
     rng = np.random.default_rng(1)
     dequant_golden(rng)
-    types_golden()
-    for arch in ["llama", "qwen2", "qwen3", "pangu-embedded"]:
-        model_golden(rng, arch)
+    types_golden(OUT / "types.gguf")
+    for arch in ARCHITECTURES:
+        model_golden(rng, arch, OUT / f"{arch}.gguf", OUT / f"{arch}.safetensors")
+    seeds(rng)
+    for path in [*OUT.iterdir(), *CORPUS.glob("gguf_fuzz/*"), *CORPUS.glob("safetensors_fuzz/*")]:
+        path.chmod(0o644)
     if args.smollm2:
         print_sums(args.smollm2)
 
