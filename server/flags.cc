@@ -1,0 +1,176 @@
+#include "server/flags.h"
+
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "proto/policy_flags.h"
+
+namespace entropyserve {
+namespace {
+
+absl::Status Require(bool ok, const char* flag, const char* expected) {
+  if (ok) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", expected));
+}
+
+bool InSeconds(double value, double least) { return value >= least && value <= 1e9; }
+
+absl::Status CheckAddress(const std::string& address, const char* flag, bool may_be_empty) {
+  if (may_be_empty && address.empty()) return absl::OkStatus();
+  if (absl::StartsWith(address, "unix:")) return absl::OkStatus();
+  const size_t colon = address.rfind(':');
+  absl::StatusOr<int64_t> port = absl::InvalidArgumentError("");
+  if (colon != std::string::npos && colon > 0) port = ParseInt(address.substr(colon + 1));
+  return Require(port.ok() && *port >= 0 && *port <= 65535, flag,
+                 "expected HOST:PORT, e.g. 127.0.0.1:50051");
+}
+
+void AddNetworkFlags(FlagSet* set, ServerFlags* flags) {
+  set->Section("Network");
+  set->Add("listen", &flags->listen, "address of the gRPC service; port 0 picks a free one");
+  set->Add("metrics-listen", &flags->metrics_listen, "address of Prometheus' /metrics; empty: off");
+  set->Add("health-listen", &flags->health_listen,
+           "a second, plaintext address that serves health checks only; empty: off");
+  set->Add("port-file", &flags->port_file, "write the gRPC port into this file once listening");
+  set->Add("reflection", &flags->reflection, "serve gRPC reflection");
+  set->Add("allow-remote-without-auth", &flags->allow_remote_without_auth,
+           "listen beyond loopback although anyone who connects may use the model");
+  set->Add("key-file", &flags->key_file,
+           "bearer keys, a line each: NAME SHA256-HEX-OF-KEY; empty: no auth");
+  set->Add("tls-cert", &flags->tls_cert, "PEM certificate chain; empty: plaintext");
+  set->Add("tls-key", &flags->tls_key, "PEM private key of --tls-cert");
+  set->Add("tls-client-ca", &flags->tls_client_ca,
+           "PEM roots that client certificates must come from");
+  set->AddBytes("max-message-bytes", &flags->max_message_bytes,
+                "largest request; a prompt of 1M tokens takes 5 to 16 MiB");
+  set->Add("max-streams-per-connection", &flags->max_streams_per_connection,
+           "calls that one connection may have open");
+  set->Add("max-open-streams", &flags->max_open_streams, "Generate calls open at the same time");
+  set->Add("default-deadline-seconds", &flags->default_deadline_seconds,
+           "deadline of a Generate call that sets none");
+  set->Add("max-deadline-seconds", &flags->max_deadline_seconds,
+           "longer deadlines are cut to this");
+  set->Add("keepalive-seconds", &flags->keepalive_seconds,
+           "ping a silent connection after this time");
+  set->Add("keepalive-timeout-seconds", &flags->keepalive_timeout_seconds,
+           "drop a connection that does not answer a ping");
+  set->Add("min-ping-interval-seconds", &flags->min_ping_interval_seconds,
+           "cut off clients that ping more often");
+}
+
+void AddQueueFlags(FlagSet* set, ServerFlags* flags) {
+  set->Section("Queues");
+  set->AddBytes("short-prompt-bytes", &flags->short_prompt_bytes,
+                "requests up to this size use the short encode lane");
+  set->AddBytes("short-lane-bytes", &flags->short_lane_bytes,
+                "requests waiting to be tokenized, short lane");
+  set->AddBytes("long-lane-bytes", &flags->long_lane_bytes,
+                "requests waiting to be tokenized, long lane");
+  set->Add("max-queue-requests", &flags->max_queue_requests, "requests waiting for the engine");
+  set->Add("max-queue-tokens", &flags->max_queue_tokens, "prompt tokens waiting for the engine");
+  set->Add("max-sequences", &flags->max_sequences, "requests running at the same time");
+}
+
+void AddEngineFlags(FlagSet* set, ServerFlags* flags) {
+  set->Section("Engine");
+  set->AddBytes("kv-bytes", &flags->kv_bytes, "memory for the KV cache; 0: half of what is free");
+  set->Add("max-context", &flags->max_context,
+           "tokens of prompt, session and answer; 0: the model's own");
+  set->Add("step-tokens", &flags->step_tokens, "tokens of one engine step");
+  set->Add("lone-chunk-tokens", &flags->lone_chunk_tokens, "chunk of a prompt that is read alone");
+  set->Add("max-whole-prompt-tokens", &flags->max_whole_prompt_tokens,
+           "longest prompt of prefill policy entropy_paper");
+}
+
+}  // namespace
+
+bool IsLoopback(const std::string& address) {
+  if (absl::StartsWith(address, "unix:")) return true;
+  const std::string host = address.substr(0, address.rfind(':'));
+  return host == "localhost" || host == "[::1]" || absl::StartsWith(host, "127.");
+}
+
+FlagSet MakeServerFlagSet(ServerFlags* flags) {
+  FlagSet set(
+      "entropyserve --model=PATH [flags]\n"
+      "Answers long prompts over gRPC (entropyserve.v1.EntropyServe).\n",
+      "ENTROPYSERVE_");
+  set.Section("Model");
+  set.Add("model", &flags->model, "a .gguf file, or a folder with config.json and safetensors");
+  set.Add("model-name", &flags->model_name, "what GetModel answers; empty: the model's own");
+  set.AddChoice("dtype", &flags->dtype, {"auto", "f32", "bf16"},
+                "type of weights, activations and KV; auto: bf16 where the machine has it");
+  set.AddChoice("backend", &flags->backend, {"auto", "cpu", "cuda"}, "where the model runs");
+  set.Add("threads", &flags->threads, "CPU threads of the model; 0: one per core");
+  AddNetworkFlags(&set, flags);
+  AddQueueFlags(&set, flags);
+  AddEngineFlags(&set, flags);
+  set.Section("Defaults of requests");
+  AddPolicyFlags(&set, &flags->policy);
+  set.Add("seed", &flags->seed, "seed of requests that give none; absent: drawn for each");
+  set.Section("Life");
+  set.Add("drain-seconds", &flags->drain_seconds,
+          "after SIGTERM, time for running requests to finish; a second signal hastens");
+  set.AddChoice("log-level", &flags->log_level, {"debug", "info", "warning", "error"},
+                "least severe line that is logged");
+  set.AddChoice("log-format", &flags->log_format, {"text", "json"},
+                "key=value lines or JSON objects, on stderr");
+  return set;
+}
+
+absl::Status Validate(const ServerFlags& flags) {
+  RETURN_IF_ERROR(Require(!flags.model.empty(), "model",
+                          "required: a .gguf file, or a folder with config.json and safetensors"));
+  RETURN_IF_ERROR(CheckAddress(flags.listen, "listen", false));
+  RETURN_IF_ERROR(CheckAddress(flags.metrics_listen, "metrics-listen", true));
+  RETURN_IF_ERROR(CheckAddress(flags.health_listen, "health-listen", true));
+  const bool has_auth = !flags.key_file.empty() || !flags.tls_client_ca.empty();
+  RETURN_IF_ERROR(Require(IsLoopback(flags.listen) || has_auth || flags.allow_remote_without_auth,
+                          "listen",
+                          "not a loopback address: give --key-file or --tls-client-ca, or "
+                          "--allow-remote-without-auth"));
+  RETURN_IF_ERROR(Require(flags.tls_cert.empty() == flags.tls_key.empty(), "tls-key",
+                          "--tls-cert and --tls-key come together"));
+  RETURN_IF_ERROR(Require(flags.tls_client_ca.empty() || !flags.tls_cert.empty(), "tls-client-ca",
+                          "needs --tls-cert and --tls-key"));
+  RETURN_IF_ERROR(Require(
+      flags.max_message_bytes >= 1024 && flags.max_message_bytes <= std::numeric_limits<int>::max(),
+      "max-message-bytes", "expected 1K to 2G"));
+  RETURN_IF_ERROR(Require(flags.short_lane_bytes >= flags.short_prompt_bytes, "short-lane-bytes",
+                          "expected at least --short-prompt-bytes"));
+  RETURN_IF_ERROR(Require(flags.long_lane_bytes >= flags.max_message_bytes, "long-lane-bytes",
+                          "expected at least --max-message-bytes"));
+  const std::pair<const char*, double> positive[] = {
+      {"max-streams-per-connection", flags.max_streams_per_connection},
+      {"max-open-streams", flags.max_open_streams},
+      {"max-queue-requests", flags.max_queue_requests},
+      {"max-queue-tokens", static_cast<double>(flags.max_queue_tokens)},
+      {"max-sequences", flags.max_sequences},
+      {"step-tokens", static_cast<double>(flags.step_tokens)},
+      {"lone-chunk-tokens", static_cast<double>(flags.lone_chunk_tokens)},
+      {"max-whole-prompt-tokens", static_cast<double>(flags.max_whole_prompt_tokens)}};
+  for (const auto& [flag, value] : positive) {
+    RETURN_IF_ERROR(Require(value >= 1, flag, "expected at least 1"));
+  }
+  const std::pair<const char*, double> seconds[] = {
+      {"default-deadline-seconds", flags.default_deadline_seconds},
+      {"max-deadline-seconds", flags.max_deadline_seconds},
+      {"keepalive-seconds", flags.keepalive_seconds},
+      {"keepalive-timeout-seconds", flags.keepalive_timeout_seconds},
+      {"min-ping-interval-seconds", flags.min_ping_interval_seconds}};
+  for (const auto& [flag, value] : seconds) {
+    RETURN_IF_ERROR(Require(InSeconds(value, 0.001), flag, "expected seconds, more than 0"));
+  }
+  RETURN_IF_ERROR(
+      Require(InSeconds(flags.drain_seconds, 0), "drain-seconds", "expected seconds, 0 or more"));
+  RETURN_IF_ERROR(Require(flags.default_deadline_seconds <= flags.max_deadline_seconds,
+                          "default-deadline-seconds", "longer than --max-deadline-seconds"));
+  RETURN_IF_ERROR(
+      Require(flags.threads >= 0 && flags.threads <= 4096, "threads", "expected 0 to 4096"));
+  return Require(flags.max_context >= 0, "max-context", "expected 0 or more");
+}
+
+}  // namespace entropyserve

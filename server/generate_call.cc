@@ -1,0 +1,367 @@
+#include "server/generate_call.h"
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_macros.h"
+#include "engine/engine.h"
+#include "entropyserve/v1/entropyserve.pb.h"
+#include "server/convert.h"
+#include "server/outbox.h"
+#include "server/service_core.h"
+#include "server/status.h"
+#include "server/wire.h"
+
+namespace entropyserve {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Threads: gRPC's (Start, OnWriteDone, OnCancel, OnDone), an encode lane (Encode), the engine's
+// (the EventSink part), a drain's (Abort). gRPC never runs a reaction inside StartWrite or Finish,
+// so both are called with mutex_ held; the engine is called without it, because its events take
+// mutex_ too.
+class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public EventSink,
+                           public OpenCall,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(ServiceCore* core, grpc::CallbackServerContext* context)
+      : core_(core), context_(context), outbox_(core->limits().outbox_bytes) {}
+
+  void Start(const grpc::ByteBuffer& request) {
+    self_ = shared_from_this();
+    const absl::Status status = Admit(request);
+    if (!status.ok()) End(status);
+  }
+
+  // --- gRPC ---
+
+  void OnWriteDone(bool ok) override {
+    bool lost = false;
+    {
+      MutexLock lock(&mutex_);
+      write_in_flight_ = false;
+      lost = !ok;
+      if (lost) reader_gone_ = true;
+      Pump();
+    }
+    if (lost) {
+      ReaderLeft(absl::CancelledError("the connection was lost"));
+    } else {
+      SyncPause();
+    }
+  }
+
+  // The caller cancelled, its deadline passed, or the connection broke.
+  void OnCancel() override {
+    const bool late = context_->deadline() <= std::chrono::system_clock::now();
+    ReaderLeft(late ? absl::DeadlineExceededError("the deadline passed")
+                    : absl::CancelledError("cancelled by the caller"));
+  }
+
+  void OnDone() override {
+    core_->Close(this);
+    std::shared_ptr<GenerateCall> self;
+    {
+      MutexLock lock(&mutex_);
+      self = std::move(self_);  // freed after the lock; the engine may hold another reference
+    }
+  }
+
+  // --- A drain ---
+
+  void Abort(const absl::Status& why) override {
+    std::optional<RequestId> id;
+    Engine* engine = nullptr;
+    {
+      MutexLock lock(&mutex_);
+      if (!cancel_.ok()) return;
+      cancel_ = why;
+      id = id_;
+      engine = engine_;
+    }
+    if (id.has_value()) engine->Cancel(*id, why);
+  }
+
+  // --- The engine ---
+
+  void OnAccepted(const AcceptedEvent& event) override {
+    core_->metrics().ObservePromptTokens(static_cast<double>(event.prompt_tokens));
+    v1::GenerateEvent proto;
+    AcceptedToProto(event, &proto);
+    Send(std::move(proto));
+  }
+
+  void OnProgress(int64_t prefilled, int64_t total) override {
+    v1::GenerateEvent proto;
+    proto.mutable_progress()->set_prefilled_tokens(prefilled);
+    proto.mutable_progress()->set_total_tokens(total);
+    Send(std::move(proto));
+  }
+
+  void OnTokens(TokensEvent event) override {
+    if (last_tokens_.has_value()) {
+      core_->metrics().ObserveInterToken(SecondsSince(*last_tokens_));
+    } else {
+      core_->metrics().ObserveTimeToFirstToken(SecondsSince(start_));
+    }
+    last_tokens_ = Clock::now();
+    v1::GenerateEvent proto;
+    TokensToProto(std::move(event), &proto);
+    Send(std::move(proto));
+  }
+
+  void OnFinished(FinishedEvent event) override {
+    v1::GenerateEvent proto;
+    FinishedToProto(event, policy_, &proto);
+    MutexLock lock(&mutex_);
+    engine_finished_ = true;
+    if (finish_called_) {
+      core_->log().Info("kept_request_finished",
+                        {{"request_id", request_id_},
+                         {"code", absl::StatusCodeToString(event.status.code())},
+                         {"generated_tokens", event.receipt.generated_tokens}});
+      return;
+    }
+    receipt_ = event.receipt;
+    end_status_ = event.status;
+    if (!event.status.ok() && outbox_.wants_pause()) {
+      // A reader that does not read cannot be told: the status would wait behind its unread events
+      // for ever.
+      outbox_.Clear();
+      context_->TryCancel();
+    }
+    trace_ = std::move(event.trace);
+    last_event_ = std::move(proto);
+    Pump();
+  }
+
+ private:
+  absl::Status Admit(const grpc::ByteBuffer& request) {
+    const auto& metadata = context_->client_metadata();
+    const auto found = metadata.find("authorization");
+    std::string_view authorization;
+    if (found != metadata.end()) authorization = {found->second.data(), found->second.size()};
+    ASSIGN_OR_RETURN(owner_, core_->authenticator().Owner(authorization));
+    RETURN_IF_ERROR(core_->CheckAccepting());
+    RETURN_IF_ERROR(core_->Open(this));
+    deadline_ = core_->Deadline(context_->deadline());
+    request_ = request;
+    return core_->lanes().Post(static_cast<int64_t>(request.Length()),
+                               [self = shared_from_this()] { self->Encode(); });
+  }
+
+  // On an encode lane: parse, tokenize, submit.
+  void Encode() {
+    {
+      MutexLock lock(&mutex_);
+      if (!cancel_.ok()) {
+        EndLocked(cancel_);
+        return;
+      }
+    }
+    absl::StatusOr<EngineRequest> request = MakeRequest();
+    request_.Clear();
+    absl::StatusOr<RequestId> id = request.status();
+    Engine* const engine = (*core_->Model())->engine.get();  // Admit has checked that it is there
+    if (request.ok()) id = engine->Submit(*std::move(request), shared_from_this());
+    absl::Status cancel;
+    {
+      MutexLock lock(&mutex_);
+      if (!id.ok()) {
+        EndLocked(id.status());
+        return;
+      }
+      engine_ = engine;
+      id_ = *id;
+      cancel = cancel_;
+    }
+    // What happened while the id was not known.
+    if (!cancel.ok()) engine->Cancel(*id, cancel);
+    SyncPause();
+  }
+
+  absl::StatusOr<EngineRequest> MakeRequest() {
+    const ServedModel& model = **core_->Model();
+    v1::GenerateRequest proto;
+    RETURN_IF_ERROR(ParseMessage(request_, "GenerateRequest", &proto));
+    if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
+    ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto, model));
+    request_id_ = request.request_id;
+    PolicyToProto(request.prefill, request.kv, &policy_);
+    bool first_turn = true;
+    if (!request.session_id.empty()) {
+      ASSIGN_OR_RETURN(const SessionInfo session,
+                       model.engine->GetSession(owner_, request.session_id));
+      first_turn = session.positions == 0;
+    }
+    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto, model, first_turn));
+    request.owner = owner_;
+    request.deadline = deadline_;
+    keep_on_disconnect_.store(proto.keep_on_disconnect());
+    return request;
+  }
+
+  // Queues an event for the reader.
+  void Send(v1::GenerateEvent event) {
+    {
+      MutexLock lock(&mutex_);
+      if (reader_gone_) return;
+      outbox_.Push(std::move(event));
+      Pump();
+    }
+    SyncPause();
+  }
+
+  // Writes the next thing, if nothing is being written.
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (write_in_flight_ || finish_called_) return;
+    if (reader_gone_) {
+      // With keep_on_disconnect the engine goes on; the call itself is over.
+      if (engine_finished_ || keep_on_disconnect_.load()) Finish();
+      return;
+    }
+    v1::GenerateEvent event;
+    if (!outbox_.empty()) {
+      event = outbox_.Pop();
+    } else if (trace_ != nullptr && next_trace_layer_ < trace_->layers) {
+      TraceToProto(*trace_, next_trace_layer_++, &event);  // one at a time: traces are large
+    } else if (last_event_.has_value()) {
+      event = *std::move(last_event_);
+      last_event_.reset();
+    } else {
+      if (engine_finished_) Finish();
+      return;
+    }
+    writing_ = SerializeMessage(event);
+    write_in_flight_ = true;
+    StartWrite(&writing_);
+  }
+
+  void Finish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { EndLocked(end_status_); }
+
+  void End(const absl::Status& status) {
+    MutexLock lock(&mutex_);
+    EndLocked(status);
+  }
+
+  void EndLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (finish_called_) return;
+    finish_called_ = true;
+    outbox_.Clear();
+    trace_.reset();
+    const std::string code = absl::StatusCodeToString(status.code());
+    core_->metrics().CountRequest("Generate", code);
+    core_->log().Info("request", {{"method", "Generate"},
+                                  {"request_id", request_id_},
+                                  {"owner", owner_},
+                                  {"code", code},
+                                  {"error", std::string(status.message())},
+                                  {"prompt_tokens", receipt_.prompt_tokens},
+                                  {"cached_tokens", receipt_.cached_tokens},
+                                  {"generated_tokens", receipt_.generated_tokens},
+                                  {"ttft_seconds", receipt_.ttft_seconds},
+                                  {"seconds", SecondsSince(start_)}});
+    ServerWriteReactor::Finish(ToGrpcStatus(status));
+  }
+
+  // The reader is gone: nothing more is written, and the engine stops unless the request is to be
+  // kept.
+  void ReaderLeft(const absl::Status& why) {
+    std::optional<RequestId> id;
+    Engine* engine = nullptr;
+    {
+      MutexLock lock(&mutex_);
+      reader_gone_ = true;
+      outbox_.Clear();
+      const bool keep = keep_on_disconnect_.load() && id_.has_value();
+      if (keep) {
+        end_status_ = why;
+      } else if (cancel_.ok()) {
+        cancel_ = why;
+        id = id_;
+        engine = engine_;
+      }
+      Pump();
+    }
+    if (id.has_value()) engine->Cancel(*id, why);
+    SyncPause();
+  }
+
+  // Tells the engine whether the sequence is to pause. Only one thread at a time, so that two
+  // changes cannot arrive in the wrong order.
+  void SyncPause() {
+    {
+      MutexLock lock(&mutex_);
+      if (syncing_pause_ || !id_.has_value()) return;
+      syncing_pause_ = true;
+    }
+    while (true) {
+      bool paused = false;
+      {
+        MutexLock lock(&mutex_);
+        if (engine_finished_ || paused_ == outbox_.wants_pause()) {
+          syncing_pause_ = false;
+          return;
+        }
+        paused = paused_ = !paused_;
+      }
+      engine_->SetPaused(*id_, paused);
+    }
+  }
+
+  ServiceCore* const core_;
+  grpc::CallbackServerContext* const context_;
+  const Clock::time_point start_ = Clock::now();
+
+  // Set on the way to the engine, constant afterwards.
+  grpc::ByteBuffer request_;
+  std::string owner_, request_id_;
+  Clock::time_point deadline_;
+  v1::Policy policy_;
+  std::atomic<bool> keep_on_disconnect_ = false;
+
+  std::optional<Clock::time_point> last_tokens_;  // the engine thread's
+
+  Mutex mutex_;
+  std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mutex_);  // gRPC's reference, until OnDone
+  Engine* engine_ = nullptr;                                    // set once, with id_
+  std::optional<RequestId> id_;                                 // set once, under mutex_
+  Outbox outbox_ ABSL_GUARDED_BY(mutex_);
+  grpc::ByteBuffer writing_;  // gRPC's while write_in_flight_
+  bool write_in_flight_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finish_called_ ABSL_GUARDED_BY(mutex_) = false;
+  bool reader_gone_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status cancel_ ABSL_GUARDED_BY(mutex_);  // not OK: to be cancelled, and why
+  bool paused_ ABSL_GUARDED_BY(mutex_) = false;
+  bool syncing_pause_ ABSL_GUARDED_BY(mutex_) = false;
+  bool engine_finished_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status end_status_ ABSL_GUARDED_BY(mutex_);
+  Receipt receipt_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const Trace> trace_ ABSL_GUARDED_BY(mutex_);
+  int next_trace_layer_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<v1::GenerateEvent> last_event_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerateCall(ServiceCore* core,
+                                                              grpc::CallbackServerContext* context,
+                                                              const grpc::ByteBuffer& request) {
+  auto call = std::make_shared<GenerateCall>(core, context);
+  call->Start(request);
+  return call.get();  // keeps itself alive until OnDone
+}
+
+}  // namespace entropyserve

@@ -1,0 +1,56 @@
+#include "server/model_loader.h"
+
+#include <utility>
+
+#include "engine/base/status_macros.h"
+#include "engine/engine_factory.h"
+#include "server/convert.h"
+
+namespace entropyserve {
+namespace {
+
+EngineConfig ToEngineConfig(const ServerFlags& flags) {
+  EngineConfig config;
+  config.model_path = flags.model;
+  config.backend = flags.backend;
+  config.dtype = flags.dtype;
+  config.threads = flags.threads;
+  config.options.max_context = flags.max_context;
+  config.options.kv_bytes = flags.kv_bytes;
+  config.options.max_sequences = flags.max_sequences;
+  config.options.max_queue_requests = flags.max_queue_requests;
+  config.options.max_queue_tokens = flags.max_queue_tokens;
+  config.options.step_tokens = flags.step_tokens;
+  config.options.lone_chunk_tokens = flags.lone_chunk_tokens;
+  config.options.max_whole_prompt_tokens = flags.max_whole_prompt_tokens;
+  return config;
+}
+
+}  // namespace
+
+absl::Status SetRequestDefaults(const ServerFlags& flags, ServedModel* model) {
+  ASSIGN_OR_RETURN(model->prefill,
+                   PrefillFromProto(flags.policy.prefill(), PrefillPolicy(), "--prefill-policy"));
+  ASSIGN_OR_RETURN(model->kv, KvFromProto(flags.policy.kv(), KvPolicy(), "--kv-policy"));
+  if (flags.seed.has_value()) model->seed = static_cast<uint64_t>(*flags.seed);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServerFlags& flags) {
+  auto model = std::make_unique<ServedModel>();
+  RETURN_IF_ERROR(SetRequestDefaults(flags, model.get()));
+  ASSIGN_OR_RETURN(LoadedEngine loaded, LoadEngine(ToEngineConfig(flags)));
+  model->name = flags.model_name.empty() ? loaded.config.name : flags.model_name;
+  model->config = std::move(loaded.config);
+  model->dtype = loaded.dtype == DType::kBF16 ? "bf16" : "f32";
+  model->backend = loaded.backend;
+  model->parameters = loaded.parameters;
+  model->context_tokens = loaded.context;
+  model->options = loaded.options;
+  model->tokenizer = std::move(loaded.tokenizer);
+  model->chat = ChatTemplate::Create(*model->tokenizer);
+  model->engine = std::move(loaded.engine);
+  return model;
+}
+
+}  // namespace entropyserve

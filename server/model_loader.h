@@ -1,0 +1,19 @@
+// From flags to a model that can be served.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "server/flags.h"
+#include "server/served_model.h"
+
+namespace entropyserve {
+
+// Fills in what requests get that do not say. INVALID_ARGUMENT names the policy flag.
+absl::Status SetRequestDefaults(const ServerFlags& flags, ServedModel* model);
+
+// Loads the checkpoint and makes its engine; the first forward pass is the caller's. Takes as long
+// as the weights take to read. Errors are SetRequestDefaults' and LoadEngine's.
+absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServerFlags& flags);
+
+}  // namespace entropyserve

@@ -1,0 +1,98 @@
+#include "server/service_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/status_details.h"
+#include "engine/base/status_macros.h"
+
+namespace entropyserve {
+namespace {
+
+constexpr double kStreamRetrySeconds = 2;
+
+}  // namespace
+
+ServiceCore::ServiceCore(ServiceLimits limits, Authenticator authenticator, Metrics* metrics,
+                         Log* log)
+    : limits_(limits),
+      authenticator_(std::move(authenticator)),
+      metrics_(metrics),
+      log_(log),
+      lanes_(limits.short_prompt_bytes, limits.short_lane_bytes, limits.long_lane_bytes) {}
+
+absl::StatusOr<const ServedModel*> ServiceCore::Model() const {
+  const ServedModel* model = model_.load();
+  if (model == nullptr) return absl::UnavailableError("the server is starting");
+  return model;
+}
+
+absl::Status ServiceCore::CheckAccepting() const {
+  if (draining()) return absl::UnavailableError("the server is draining");
+  return Model().status();
+}
+
+absl::Status ServiceCore::Open(OpenCall* call) {
+  MutexLock lock(&mutex_);
+  // Under the lock: a call that is not in the set when a drain has begun is refused.
+  if (draining()) return absl::UnavailableError("the server is draining");
+  if (static_cast<int64_t>(calls_.size()) >= limits_.max_open_streams) {
+    return WithRetryAfter(absl::ResourceExhaustedError("too many streams are open"),
+                          kStreamRetrySeconds);
+  }
+  calls_.insert(call);
+  return absl::OkStatus();
+}
+
+void ServiceCore::Close(OpenCall* call) {
+  MutexLock lock(&mutex_);
+  calls_.erase(call);
+}
+
+int64_t ServiceCore::open_calls() const {
+  MutexLock lock(&mutex_);
+  return static_cast<int64_t>(calls_.size());
+}
+
+void ServiceCore::AbortAll(const absl::Status& why) {
+  MutexLock lock(&mutex_);  // keeps the calls alive: Close waits for it
+  for (OpenCall* call : calls_) call->Abort(why);
+}
+
+bool ServiceCore::Idle() const {
+  if (open_calls() > 0) return false;
+  const ServedModel* model = model_.load();
+  if (model == nullptr) return true;
+  const EngineStats stats = model->engine->Stats();
+  return stats.running == 0 && stats.waiting == 0;
+}
+
+std::chrono::steady_clock::time_point ServiceCore::Deadline(
+    std::chrono::system_clock::time_point asked) const {
+  using Seconds = std::chrono::duration<double>;
+  double seconds = limits_.default_deadline_seconds;
+  if (asked != std::chrono::system_clock::time_point::max()) {
+    seconds = std::min(Seconds(asked - std::chrono::system_clock::now()).count(),
+                       limits_.max_deadline_seconds);
+  }
+  return std::chrono::steady_clock::now() +
+         std::chrono::duration_cast<std::chrono::steady_clock::duration>(Seconds(seconds));
+}
+
+ServerGauges ServiceCore::Gauges() const {
+  ServerGauges gauges;
+  gauges.open_streams = open_calls();
+  gauges.short_lane_bytes = lanes_.short_bytes();
+  gauges.long_lane_bytes = lanes_.long_bytes();
+  if (const ServedModel* model = model_.load()) {
+    gauges.engine = model->engine->Stats();
+    gauges.ready = !draining();
+  }
+  return gauges;
+}
+
+double ServiceCore::uptime_seconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+}
+
+}  // namespace entropyserve
