@@ -1,4 +1,5 @@
-// The engine: everything between a tokenized request and a stream of tokens. It knows nothing of gRPC.
+// The engine: everything between a tokenized request and a stream of tokens. It knows nothing of
+// gRPC.
 //
 // One thread (the engine thread) owns the model, the KV cache, the scheduler, the sequences and the
 // sessions. Callers hand requests in through Submit and get events through an EventSink.
@@ -26,24 +27,25 @@ class Tokenizer;
 using RequestId = uint64_t;
 
 struct EngineRequest {
-  std::string request_id;             // the caller's own, for logs; may be empty
-  std::vector<int32_t> prompt;        // token ids, BOS and template included
-  std::string session_id;             // empty: no session
-  std::string owner;                  // the caller's identity; sessions are bound to it
-  SamplingParams sampling;            // see engine/sampling.h
+  std::string request_id;       // the caller's own, for logs; may be empty
+  std::vector<int32_t> prompt;  // token ids, BOS and template included
+  std::string session_id;       // empty: no session
+  std::string owner;            // the caller's identity; sessions are bound to it
+  SamplingParams sampling;      // see engine/sampling.h
   PrefillPolicy prefill;
   KvPolicy kv;
-  bool progress = false;              // send a progress event after every prefill step
-  bool trace = false;                 // collect entropies, budgets, kept positions
-  std::vector<int32_t> end_of_turn;   // the template's ids after an answer, stored as pending in a session
-  bool strip_leading_space = false;   // see TextStream::Options; true for an answer to messages
+  bool progress = false;  // send a progress event after every prefill step
+  bool trace = false;     // collect entropies, budgets, kept positions
+  std::vector<int32_t>
+      end_of_turn;  // the template's ids after an answer, stored as pending in a session
+  bool strip_leading_space = false;  // see TextStream::Options; true for an answer to messages
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
 struct AcceptedEvent {
   int64_t prompt_tokens = 0;
-  int64_t session_tokens = 0;   // positions the session held before this turn
-  int64_t queue_position = 0;   // requests ahead
+  int64_t session_tokens = 0;  // positions the session held before this turn
+  int64_t queue_position = 0;  // requests ahead
   double estimated_ttft_seconds = 0;
 };
 
@@ -68,8 +70,9 @@ struct FinishedEvent {
   std::shared_ptr<const Trace> trace;  // when requested
 };
 
-// Called on the engine thread; must not block and must not call back into the engine except Cancel and
-// SetPaused. OnFinished is the last call, and is made exactly once for each request that Submit accepted.
+// Called on the engine thread; must not block and must not call back into the engine except Cancel
+// and SetPaused. OnFinished is the last call, and is made exactly once for each request that Submit
+// accepted.
 class EventSink {
  public:
   virtual ~EventSink() = default;
@@ -80,13 +83,13 @@ class EventSink {
 };
 
 struct EngineOptions {
-  int64_t max_context = 0;           // tokens; 0: the model's own
-  int64_t kv_bytes = 0;              // the page pool's size; 0: chosen by the backend's free memory
-  int max_sequences = 64;            // running at the same time
+  int64_t max_context = 0;  // tokens; 0: the model's own
+  int64_t kv_bytes = 0;     // the page pool's size; 0: chosen by the backend's free memory
+  int max_sequences = 64;   // running at the same time
   int max_queue_requests = 1024;
   int64_t max_queue_tokens = 8 << 20;
-  int64_t step_tokens = 2048;        // token budget of one step; rounded up to a segment
-  int64_t lone_chunk_tokens = 8192;  // chunk of a prefill that runs alone
+  int64_t step_tokens = 0;                  // token budget of one step; 0: by the backend's speed
+  int64_t lone_chunk_tokens = 0;            // chunk of a prefill that runs alone; 0: the same
   int64_t max_whole_prompt_tokens = 32768;  // limit of preset entropy_paper
   int64_t max_sessions = 10000;
 };
@@ -96,17 +99,18 @@ struct EngineStats {
   int64_t running = 0, waiting = 0, queued_tokens = 0;
   int64_t pages_total = 0, pages_used = 0, page_bytes = 0;
   int64_t weight_bytes = 0, activation_bytes = 0;
-  int64_t admitted = 0, completed = 0, cancelled = 0, failed = 0;  // since start; admitted is the sum of
-                                                                   // the others, running and waiting
+  int64_t admitted = 0, completed = 0, cancelled = 0,
+          failed = 0;  // since start; admitted is the sum of
+                       // the others, running and waiting
   int64_t prompt_tokens = 0, generated_tokens = 0, steps = 0;
   int64_t sessions = 0;
 };
 
 struct SessionInfo {
   std::string id;
-  int64_t positions = 0;   // true length so far
+  int64_t positions = 0;  // true length so far
   int64_t kv_bytes = 0;
-  int64_t kept_tokens = 0; // mean per kv head
+  int64_t kept_tokens = 0;  // mean per kv head
   int64_t turns = 0;
   bool busy = false;
   double idle_seconds = 0;
@@ -119,10 +123,12 @@ class Engine {
   virtual ~Engine() = default;
 
   // Queues `request`; events go to `sink`, which stays alive until OnFinished returned.
-  // INVALID_ARGUMENT: a field, named; a prompt longer than the context. RESOURCE_EXHAUSTED: the queue
-  // is full (IsRetryable(status)), or the request can never fit (not retryable; need and have are
-  // said). FAILED_PRECONDITION: SESSION_BUSY, SESSION_LOST. NOT_FOUND: session. UNAVAILABLE: draining.
-  virtual absl::StatusOr<RequestId> Submit(EngineRequest request, std::shared_ptr<EventSink> sink) = 0;
+  // INVALID_ARGUMENT: a field, named; a prompt longer than the context. RESOURCE_EXHAUSTED: the
+  // queue is full (IsRetryable(status)), or the request can never fit (not retryable; need and have
+  // are said). FAILED_PRECONDITION: SESSION_BUSY, SESSION_LOST. NOT_FOUND: session. UNAVAILABLE:
+  // draining.
+  virtual absl::StatusOr<RequestId> Submit(EngineRequest request,
+                                           std::shared_ptr<EventSink> sink) = 0;
 
   // Ends the request with FinishReason::kCancelled within one step. No effect once it has finished.
   virtual void Cancel(RequestId id, absl::Status why) = 0;
@@ -136,15 +142,17 @@ class Engine {
   // turns SERVING after it.
   virtual absl::Status WarmUp() = 0;
 
-  // New requests are refused from now on; returns once nothing is running or `deadline` passed, after
-  // which what is left is cancelled.
+  // New requests are refused from now on; returns once nothing is running or `deadline` passed,
+  // after which what is left is cancelled.
   virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;
 
   // Sessions. Owner must match, otherwise NOT_FOUND (so that ids cannot be probed).
   virtual absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) = 0;
-  virtual absl::StatusOr<SessionInfo> GetSession(const std::string& owner, const std::string& id) = 0;
+  virtual absl::StatusOr<SessionInfo> GetSession(const std::string& owner,
+                                                 const std::string& id) = 0;
   virtual std::vector<SessionInfo> ListSessions(const std::string& owner) = 0;
-  virtual absl::StatusOr<SessionInfo> ForkSession(const std::string& owner, const std::string& id) = 0;
+  virtual absl::StatusOr<SessionInfo> ForkSession(const std::string& owner,
+                                                  const std::string& id) = 0;
   virtual absl::Status DeleteSession(const std::string& owner, const std::string& id) = 0;
 };
 

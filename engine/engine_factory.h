@@ -29,15 +29,15 @@ struct LoadedEngine {
   std::string backend;              // "cpu" or "cuda"
   std::string backend_description;  // "CPU: 2 threads, avx512_bf16, amx"
   int64_t parameters = 0;
-  int64_t context = 0;              // tokens served; at most config.context
-  EngineOptions options;            // as resolved
+  int64_t context = 0;    // tokens served; at most config.context
+  EngineOptions options;  // as resolved
   std::shared_ptr<Tokenizer> tokenizer;
-  std::unique_ptr<Engine> engine;   // keeps the tokenizer alive; destroyed first
+  std::unique_ptr<Engine> engine;  // keeps the tokenizer alive; destroyed first
 };
 
 // NOT_FOUND, INVALID_ARGUMENT, UNIMPLEMENTED: the checkpoint (see Checkpoint::Open) or a field of
-// `config`, named. RESOURCE_EXHAUSTED: it does not fit into memory. FAILED_PRECONDITION: cuda was asked
-// for and is not there.
+// `config`, named. RESOURCE_EXHAUSTED: it does not fit into memory. FAILED_PRECONDITION: cuda was
+// asked for and is not there.
 absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config);
 
 // The engine over any model and backend: what LoadEngine ends with, and what tests begin with.

@@ -26,10 +26,10 @@ struct SamplingParams {
   std::optional<uint64_t> seed;     // absent: drawn by the server and reported
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
-  int64_t max_new_tokens = 1024;    // 0: read, compress, park
-  int64_t min_new_tokens = 0;       // end and stop ids are masked before it
+  int64_t max_new_tokens = 1024;  // 0: read, compress, park
+  int64_t min_new_tokens = 0;     // end and stop ids are masked before it
   bool ignore_eos = false;
-  int32_t logprobs = -1;            // -1: none; 0: the chosen token's; up to kMaxLogprobs
+  int32_t logprobs = -1;                  // -1: none; 0: the chosen token's; up to kMaxLogprobs
   std::vector<int32_t> forced_token_ids;  // the answer's first tokens; their logprobs are reported
 };
 

@@ -29,7 +29,8 @@ void CountToken(Sequence* s, int32_t token) {
 
 }  // namespace
 
-TokenOutcome AcceptToken(Sequence* s, const SampleResult& sample, const std::vector<int32_t>& end_ids) {
+TokenOutcome AcceptToken(Sequence* s, const SampleResult& sample,
+                         const std::vector<int32_t>& end_ids) {
   TokenOutcome outcome;
   ++s->generated;
   s->last_token = sample.token;
@@ -69,7 +70,8 @@ SampleRow MakeSampleRow(const Sequence& s) {
   row.position = s.cache->position();  // called before the step counts as done; see StepBatch
   row.logprobs = p.logprobs;
   row.history = s.history.data();
-  if (s.generated < int64_t(p.forced_token_ids.size())) row.forced = p.forced_token_ids[s.generated];
+  if (s.generated < int64_t(p.forced_token_ids.size()))
+    row.forced = p.forced_token_ids[s.generated];
   return row;
 }
 

@@ -34,10 +34,10 @@ struct Sequence {
   std::optional<TextStream> text;
 
   int64_t generated = 0;
-  int64_t decode_steps = 0;  // generated tokens that a step has read
-  int32_t last_token = -1;   // sampled, not read yet; -1: none
-  DeviceArray<uint32_t> history;        // [vocab] see SampleRow; empty: no penalty asks for it
-  std::vector<uint32_t> host_history;   // the same
+  int64_t decode_steps = 0;            // generated tokens that a step has read
+  int32_t last_token = -1;             // sampled, not read yet; -1: none
+  DeviceArray<uint32_t> history;       // [vocab] see SampleRow; empty: no penalty asks for it
+  std::vector<uint32_t> host_history;  // the same
 
   TimePoint submitted{}, started{}, prefill_done{}, first_token{};
   Receipt receipt;
@@ -45,7 +45,9 @@ struct Sequence {
   std::shared_ptr<Trace> trace;
 
   bool prefilling() const { return prefilled < int64_t(input.size()); }
-  int64_t gap() const { return request.kv.params.rule == KvRule::kSnapKv ? 0 : request.kv.params.gap; }
+  int64_t gap() const {
+    return request.kv.params.rule == KvRule::kSnapKv ? 0 : request.kv.params.gap;
+  }
 };
 
 // What one sampled token means for its sequence.

@@ -32,7 +32,8 @@ struct Session {
 // Owned by the engine thread; not thread-safe.
 class SessionStore {
  public:
-  SessionStore(const Clock* clock, int64_t max_sessions) : clock_(clock), max_sessions_(max_sessions) {}
+  SessionStore(const Clock* clock, int64_t max_sessions)
+      : clock_(clock), max_sessions_(max_sessions) {}
 
   // 128 random bits as 32 hexadecimal digits. RESOURCE_EXHAUSTED: max_sessions reached.
   absl::StatusOr<Session*> Create(const std::string& owner, std::unique_ptr<SequenceCache> cache);

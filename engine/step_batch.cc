@@ -26,7 +26,8 @@ void StepBatch::Add(Sequence* s, int64_t tokens, bool prefill, bool wants_logits
   if (prefill) {
     seq.turn_total = int32_t(s->input.size());
     seq.policy = s->request.prefill.params;
-    tokens_.insert(tokens_.end(), s->input.begin() + s->prefilled, s->input.begin() + s->prefilled + tokens);
+    tokens_.insert(tokens_.end(), s->input.begin() + s->prefilled,
+                   s->input.begin() + s->prefilled + tokens);
     AddSegments(seq, tokens);
   } else {
     Check(tokens == 1 && s->last_token >= 0, "a decoding sequence feeds its last token");
@@ -67,11 +68,13 @@ bool StepBatch::Upload() {
     staging_.resize(CeilDiv(staging_.size(), kAlignment) * kAlignment);
     const size_t at = staging_.size();
     staging_.resize(at + values.size() * sizeof(T));
-    if (!values.empty()) std::memcpy(staging_.data() + at, values.data(), values.size() * sizeof(T));
+    if (!values.empty())
+      std::memcpy(staging_.data() + at, values.data(), values.size() * sizeof(T));
     return at;
   };
-  const size_t seqs = put(seqs_), segments = put(segments_), decodes = put(decodes_), tokens = put(tokens_),
-               row_seq = put(row_seq_), rows = put(rows_to_sample_), banned = put(banned_);
+  const size_t seqs = put(seqs_), segments = put(segments_), decodes = put(decodes_),
+               tokens = put(tokens_), row_seq = put(row_seq_), rows = put(rows_to_sample_),
+               banned = put(banned_);
   if (int64_t(staging_.size()) > device_.size()) {
     device_ = {};
     device_ = DeviceArray<char>(backend_, int64_t(staging_.size()) * 2);

@@ -16,8 +16,8 @@ class StepBatch {
   explicit StepBatch(Backend* backend) : backend_(backend) {}
 
   void Clear();
-  // Adds `tokens` of the sequence: a piece of its prefill, or its last sampled token. `wants_logits`:
-  // its last row is sampled from; `banned`: ids that may not be taken there.
+  // Adds `tokens` of the sequence: a piece of its prefill, or its last sampled token.
+  // `wants_logits`: its last row is sampled from; `banned`: ids that may not be taken there.
   void Add(Sequence* sequence, int64_t tokens, bool prefill, bool wants_logits,
            const std::vector<int32_t>& banned);
   // Copies everything to the backend. False: there is no memory for it.

@@ -1,0 +1,114 @@
+#include "engine/engine_factory.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/cache/page_pool.h"
+#include "engine/make_backend.h"
+#include "engine/model/transformer.h"
+#include "engine/weights/checkpoint.h"
+#include "engine/weights/gguf_tokenizer.h"
+
+namespace entropyserve {
+namespace {
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const Checkpoint& checkpoint) {
+  if (!checkpoint.is_gguf()) return LoadTokenizer(checkpoint.path());
+  ASSIGN_OR_RETURN(GgufTokenizerData data, ReadGgufTokenizer(checkpoint.path()));
+  return MakeGgufTokenizer(std::move(data));
+}
+
+absl::StatusOr<DType> ResolveDType(const std::string& name, const Backend& backend) {
+  if (name == "auto") return backend.AutoDType();
+  if (name == "f32") return DType::kF32;
+  if (name == "bf16") return DType::kBF16;
+  return absl::InvalidArgumentError(absl::StrCat("--dtype: '", name, "' is not auto, f32 or bf16"));
+}
+
+// Steps are sized for at most about a second: a GPU reads ten thousand tokens in that time, a CPU
+// of a few cores a thousand.
+EngineOptions ResolveOptions(EngineOptions options, const ModelConfig& config, bool cpu) {
+  constexpr int64_t kCpuStep = 512, kCpuLoneChunk = 1024, kGpuStep = 4096, kGpuLoneChunk = 16384;
+  if (options.step_tokens == 0) options.step_tokens = cpu ? kCpuStep : kGpuStep;
+  if (options.lone_chunk_tokens == 0)
+    options.lone_chunk_tokens = cpu ? kCpuLoneChunk : kGpuLoneChunk;
+  constexpr int64_t kLargestSegment = 1024;
+  // A step holds every decoding sequence and one segment at least.
+  options.step_tokens = std::max<int64_t>(options.step_tokens, options.max_sequences + 1);
+  options.lone_chunk_tokens = std::max(options.lone_chunk_tokens, kLargestSegment);
+  if (options.max_context == 0) options.max_context = config.context;
+  return options;
+}
+
+// Pages of the KV pool: as asked for, or what a machine at hand can spare.
+absl::StatusOr<int64_t> ResolvePages(const EngineOptions& options, const Model& model,
+                                     const Backend& backend, bool cpu) {
+  const int64_t page_bytes = PagePool::PageBytes(model.dtype(), model.config().head_dim);
+  const AttentionShape shape = model.shape();
+  const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
+  int64_t bytes = options.kv_bytes;
+  if (bytes == 0) {
+    const int64_t free_bytes = int64_t(backend.FreeMemory());
+    // A CPU's memory is shared with everything else: at most a few whole contexts, and half of it.
+    constexpr int64_t kCpuContexts = 4;
+    const int64_t contexts =
+        kCpuContexts * heads * (options.max_context / kPageTokens + 8) * page_bytes;
+    bytes = cpu ? std::min(free_bytes / 2, contexts) : free_bytes / 100 * 95;
+  }
+  const int64_t pages = std::min<int64_t>(bytes / page_bytes, (int64_t{1} << 31) - 1);
+  // A short conversation must fit: one page of tokens, bounds and window queries in every head.
+  constexpr int64_t kFewestPagesPerHead = 6;
+  if (pages < kFewestPagesPerHead * heads) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("--kv-bytes: ", bytes, " bytes are too few for this model; it takes ",
+                     kFewestPagesPerHead * heads * page_bytes, " at least"));
+  }
+  return pages;
+}
+
+int64_t CountParameters(const Model& model) {
+  return model.weight_bytes() / int64_t(SizeOf(model.dtype()));
+}
+
+}  // namespace
+
+absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
+  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(config.model_path));
+  ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(*checkpoint));
+  ASSIGN_OR_RETURN(BackendChoice choice, MakeBackend(config.backend, config.threads));
+  ASSIGN_OR_RETURN(const DType dtype, ResolveDType(config.dtype, *choice.backend));
+
+  LoadedEngine loaded;
+  loaded.config = checkpoint->config();
+  loaded.dtype = dtype;
+  loaded.backend = choice.name;
+  loaded.backend_description = choice.backend->Description();
+  const bool cpu = choice.name == "cpu";
+  loaded.options = ResolveOptions(config.options, loaded.config, cpu);
+  if (loaded.options.max_context > loaded.config.context) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-context: ", loaded.options.max_context,
+                                                   " is more than the model's ",
+                                                   loaded.config.context));
+  }
+  loaded.context = loaded.options.max_context;
+  ASSIGN_OR_RETURN(std::unique_ptr<Transformer> model,
+                   Transformer::Load(*checkpoint, choice.backend.get(),
+                                     {.dtype = dtype,
+                                      .step_rows = std::max(loaded.options.step_tokens,
+                                                            loaded.options.lone_chunk_tokens),
+                                      .max_context = loaded.context,
+                                      .max_seqs = loaded.options.max_sequences}));
+  loaded.parameters = CountParameters(*model);
+  ASSIGN_OR_RETURN(const int64_t pages, ResolvePages(loaded.options, *model, *choice.backend, cpu));
+  loaded.tokenizer = std::move(tokenizer);
+  ASSIGN_OR_RETURN(loaded.engine, MakeEngine({.backend = std::move(choice.backend),
+                                              .model = std::move(model),
+                                              .tokenizer = loaded.tokenizer,
+                                              .options = loaded.options,
+                                              .pages = pages}));
+  return loaded;
+}
+
+}  // namespace entropyserve

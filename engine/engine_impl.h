@@ -1,0 +1,114 @@
+// The engine thread and what it owns.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/base/mutex.h"
+#include "engine/cache/page_pool.h"
+#include "engine/engine.h"
+#include "engine/engine_factory.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "engine/session_store.h"
+#include "engine/step_batch.h"
+
+namespace entropyserve {
+
+class EngineImpl final : public Engine {
+ public:
+  EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool);
+  ~EngineImpl() override;  // cancels what is left
+
+  absl::StatusOr<RequestId> Submit(EngineRequest request, std::shared_ptr<EventSink> sink) override;
+  void Cancel(RequestId id, absl::Status why) override;
+  void SetPaused(RequestId id, bool paused) override;
+  EngineStats Stats() const override;
+  absl::Status WarmUp() override;
+  void Drain(TimePoint deadline) override;
+  absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) override;
+  absl::StatusOr<SessionInfo> GetSession(const std::string& owner, const std::string& id) override;
+  std::vector<SessionInfo> ListSessions(const std::string& owner) override;
+  absl::StatusOr<SessionInfo> ForkSession(const std::string& owner, const std::string& id) override;
+  absl::Status DeleteSession(const std::string& owner, const std::string& id) override;
+
+ private:
+  using Task = std::function<void()>;
+
+  // Any thread.
+  absl::Status ValidateRequest(const EngineRequest& request) const;
+  void Post(Task task);
+  // Runs `task` on the engine thread and waits for its result.
+  template <typename T>
+  T Call(std::function<T()> task);
+
+  // Engine thread: requests (engine_impl.cc).
+  void Run();
+  bool RunInbox();  // false: stop
+  void Enqueue(std::unique_ptr<Sequence> sequence);
+  absl::Status Prepare(Sequence* sequence);
+  void ExpireDeadlines();
+  void PublishStats();
+
+  // Engine thread: steps (engine_step.cc).
+  void Step();
+  bool Admit(Sequence* sequence);
+  bool BuildBatch(const StepPlan& plan);
+  void RunBatch(const StepPlan& plan);
+  void AfterWork(Sequence* sequence, const StepPlan::Work& work);
+  void AfterPrefill(Sequence* sequence);
+  void AfterSample(Sequence* sequence, const SampleResult& sample);
+  void CompressIfWanted(Sequence* sequence);
+  void FillReceipt(Sequence* sequence);
+  void FillTrace(Sequence* sequence);
+  // Ends the request: parks or drops its cache and makes the last call to its sink.
+  void Finish(Sequence* sequence, FinishReason reason, absl::Status status,
+              std::string stop_string = {});
+  void ReturnCache(Sequence* sequence, bool failed);
+  double EstimateSeconds(int64_t tokens) const;
+
+  // Constant after construction. The order is the order of destruction, reversed: caches before the
+  // pool, the pool before the backend.
+  const EngineOptions options_;
+  const std::shared_ptr<Clock> clock_;
+  const std::shared_ptr<Tokenizer> tokenizer_;
+  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<Model> model_;
+  const std::unique_ptr<PagePool> pool_;
+  const int64_t context_;
+  const std::vector<int32_t> end_ids_;
+
+  // Engine thread only.
+  Scheduler scheduler_;
+  SessionStore sessions_;
+  std::map<RequestId, std::unique_ptr<Sequence>> sequences_;  // waiting and running
+  StepBatch step_;
+  std::vector<SampleResult> samples_;
+  bool worked_ = false;  // the last step ran something, so the next one may too
+  EngineStats counts_;
+  double prefill_rate_ = 0;  // tokens per second, moving average
+  uint64_t seed_state_;
+
+  // Shared.
+  mutable Mutex mutex_;
+  CondVar wake_, idle_;
+  std::deque<Task> inbox_ ABSL_GUARDED_BY(mutex_);
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  RequestId next_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  int64_t queued_requests_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted and not yet admitted
+  int64_t queued_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t open_requests_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted and not yet finished
+  double retry_after_ ABSL_GUARDED_BY(mutex_) = 1.0;   // seconds
+  EngineStats stats_ ABSL_GUARDED_BY(mutex_);
+
+  std::thread thread_;  // last: it uses everything above
+};
+
+}  // namespace entropyserve

@@ -1,0 +1,311 @@
+// One step of the engine: admission, the batch, what follows from it, and the end of requests.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
+#include "engine/engine_impl.h"
+#include "kernels/check.h"
+
+namespace entropyserve {
+
+void EngineImpl::Step() {
+  worked_ = false;
+  StepPlan plan = scheduler_.Next(pool_->available());
+  for (uint64_t id : plan.admit) {
+    if (Admit(sequences_.at(id).get())) continue;
+    scheduler_.Requeue(id);
+    std::erase_if(plan.work, [id](const StepPlan::Work& work) { return work.id == id; });
+  }
+  if (plan.work.empty()) return;
+  const TimePoint begin = clock_->Now();
+  if (!BuildBatch(plan)) return;
+  RunBatch(plan);
+  ++counts_.steps;
+  // The rate that estimates are made of: of steps that mostly prefill.
+  int64_t prefilled = 0;
+  for (const StepPlan::Work& work : plan.work) prefilled += work.prefill ? work.tokens : 0;
+  const double seconds = Seconds(begin, clock_->Now());
+  if (2 * prefilled > step_.batch().rows && seconds > 0) {
+    constexpr double kWeight = 0.2;
+    const double rate = double(prefilled) / seconds;
+    prefill_rate_ = prefill_rate_ == 0 ? rate : (1 - kWeight) * prefill_rate_ + kWeight * rate;
+  }
+}
+
+bool EngineImpl::Admit(Sequence* s) {
+  const SamplingParams& p = s->request.sampling;
+  const bool penalties =
+      p.repetition_penalty != 1.0f || p.presence_penalty != 0.0f || p.frequency_penalty != 0.0f;
+  if (penalties && s->plan.max_new > 0) {
+    const int64_t vocab = model_->config().vocab;
+    s->history = DeviceArray<uint32_t>(backend_.get(), vocab);
+    if (!s->history.ok()) return false;
+    constexpr uint32_t kInSession = 1u << 31;
+    s->host_history.assign(vocab, 0);
+    for (int32_t id : s->input) s->host_history[id] = kInSession;
+    for (int64_t id = 0; s->session && id < vocab; ++id) {
+      if (s->session->seen[id]) s->host_history[id] = kInSession;
+    }
+    backend_->CopyIn(s->history.data(), s->host_history.data(), vocab * sizeof(uint32_t));
+  }
+  if (!s->cache->BeginTurn(s->plan).ok()) return false;
+  s->admitted = true;
+  s->started = clock_->Now();
+  s->receipt.queue_seconds = Seconds(s->submitted, s->started);
+  const int64_t tokens = int64_t(s->request.prompt.size());
+  MutexLock lock(&mutex_);
+  --queued_requests_;
+  queued_tokens_ -= tokens;
+  return true;
+}
+
+// False: the step cannot run, and the requests that are to blame have been ended.
+bool EngineImpl::BuildBatch(const StepPlan& plan) {
+  int64_t rows = 0;
+  for (const StepPlan::Work& work : plan.work) rows += work.tokens;
+  step_.Clear();
+  for (const StepPlan::Work& work : plan.work) {
+    Sequence* const s = sequences_.at(work.id).get();
+    const bool last = work.prefill && s->prefilled + work.tokens == int64_t(s->input.size());
+    const bool samples = s->plan.max_new > 0 && (last || !work.prefill);
+    const bool bans_ends = samples && s->generated < s->request.sampling.min_new_tokens;
+    std::vector<int32_t> banned;
+    if (bans_ends) {
+      banned = end_ids_;
+      const std::vector<int32_t>& stops = s->request.sampling.stop_token_ids;
+      banned.insert(banned.end(), stops.begin(), stops.end());
+    }
+    s->cache->Append(work.tokens);
+    step_.Add(s, work.tokens, work.prefill, samples, banned);
+  }
+  absl::Status status = model_->EnsureRows(rows);
+  if (status.ok() && !step_.Upload())
+    status = absl::ResourceExhaustedError("no memory for a step's batch");
+  if (status.ok()) return true;
+  for (const StepPlan::Work& work : plan.work) {
+    if (work.prefill) Finish(sequences_.at(work.id).get(), FinishReason::kError, status);
+  }
+  return false;
+}
+
+void EngineImpl::RunBatch(const StepPlan& plan) {
+  const int64_t n = int64_t(step_.sample_rows().size());
+  const float* logits = model_->Forward(step_.batch(), pool_->kv(), step_.logit_rows(), n);
+  samples_.resize(n);
+  if (n > 0) {
+    backend_->Sample({.logits = logits,
+                      .vocab = model_->config().vocab,
+                      .rows = step_.sample_rows().data(),
+                      .n = int32_t(n),
+                      .results = samples_.data()});
+  }
+  backend_->Synchronize();
+  // Ends of sequences erase them: sequences that were sampled from are looked up by their ids.
+  std::vector<RequestId> sampled;
+  for (const Sequence* s : step_.sampled()) sampled.push_back(s->id);
+  for (const StepPlan::Work& work : plan.work) AfterWork(sequences_.at(work.id).get(), work);
+  for (int64_t i = 0; i < n; ++i) {
+    if (auto it = sequences_.find(sampled[i]); it != sequences_.end()) {
+      AfterSample(it->second.get(), samples_[i]);
+    }
+  }
+  worked_ = true;
+}
+
+void EngineImpl::AfterWork(Sequence* s, const StepPlan::Work& work) {
+  s->cache->Advance(work.tokens);
+  if (!work.prefill) {
+    ++s->decode_steps;
+    s->last_token = -1;
+    if (s->decode_steps == s->gap()) CompressIfWanted(s);
+    return;
+  }
+  s->prefilled += work.tokens;
+  counts_.prompt_tokens += work.tokens;
+  if (s->request.progress) s->sink->OnProgress(s->prefilled, int64_t(s->input.size()));
+  if (!s->prefilling()) AfterPrefill(s);
+}
+
+void EngineImpl::AfterPrefill(Sequence* s) {
+  s->prefill_done = clock_->Now();
+  if (s->session) {
+    s->session->pending.clear();
+    for (int32_t id : s->input) s->session->seen[id] = true;
+  }
+  const SeqCounters counters = s->cache->ReadCounters();
+  const AttentionShape shape = model_->shape();
+  const double flops_per_pair = 4.0 * shape.head_dim;
+  s->receipt.attention_flops_executed =
+      flops_per_pair * double(counters.pairs + counters.box_blocks);
+  const double before = double(s->receipt.cached_tokens), n = double(s->input.size());
+  s->receipt.attention_flops_dense =
+      flops_per_pair * shape.heads * shape.layers * (before * n + n * (n + 1) / 2);
+  const PrefillParams& p = s->request.prefill.params;
+  if (!p.full && p.budget == BudgetRule::kEntropy) {
+    int64_t rigid = 0, all = 0;
+    const std::vector<HeadState> states = s->cache->ReadStates();
+    for (size_t i = size_t(p.first_sparse_layer) * shape.kv_heads; i < states.size(); ++i) {
+      ++all;
+      rigid += states[i].not_rigid == 0;
+    }
+    s->receipt.rigid_share = all > 0 ? double(rigid) / double(all) : 0;
+  }
+  if (s->request.trace) FillTrace(s);
+  s->cache->EndPrefill();
+  s->receipt.kv_bytes_before = s->receipt.kv_bytes_after = s->cache->kv_bytes();
+  if (s->gap() == 0 && s->plan.max_new > 0) CompressIfWanted(s);
+  if (s->plan.max_new == 0) Finish(s, FinishReason::kLength, absl::OkStatus());
+}
+
+void EngineImpl::CompressIfWanted(Sequence* s) {
+  if (!s->cache->WantsCompression(s->request.kv.params)) return;
+  s->receipt.kv_bytes_before = s->cache->kv_bytes();
+  s->cache->Compress(s->request.kv.params);
+  s->receipt.kv_bytes_after = s->cache->kv_bytes();
+  s->receipt.compressed = true;
+  if (!s->trace) return;
+  s->trace->kept_positions.clear();
+  for (int layer = 0; layer < s->trace->layers; ++layer) {
+    for (int h = 0; h < s->trace->kv_heads; ++h) {
+      s->trace->kept_positions.push_back(s->cache->ReadPositions(layer, h));
+    }
+  }
+}
+
+void EngineImpl::FillTrace(Sequence* s) {
+  SequenceCache::TraceData data = s->cache->ReadTrace();
+  s->trace = std::make_shared<Trace>();
+  s->trace->layers = model_->config().layers;
+  s->trace->kv_heads = model_->config().kv_heads;
+  s->trace->segment = s->request.prefill.params.segment;
+  s->trace->block = s->request.prefill.params.block;
+  s->trace->segments = data.segments;
+  s->trace->entropy = std::move(data.entropy);
+  s->trace->budget = std::move(data.budget);
+  s->trace->selected = std::move(data.selected);
+}
+
+void EngineImpl::AfterSample(Sequence* s, const SampleResult& sample) {
+  if (!sample.finite) {
+    Finish(s, FinishReason::kError,
+           absl::InternalError("the model's logits are not finite; its weights may be damaged"));
+    return;
+  }
+  if (s->generated == 0) {
+    s->first_token = clock_->Now();
+    s->receipt.ttft_seconds = Seconds(s->submitted, s->first_token);
+  }
+  ++counts_.generated_tokens;
+  TokenOutcome outcome = AcceptToken(s, sample, end_ids_);
+  if (s->history.ok()) {
+    backend_->CopyIn(s->history.data() + sample.token, &s->host_history[sample.token],
+                     sizeof(uint32_t));
+  }
+  s->sink->OnTokens(std::move(outcome.event));
+  if (outcome.finished)
+    Finish(s, *outcome.finished, absl::OkStatus(), std::move(outcome.stop_string));
+}
+
+void EngineImpl::FillReceipt(Sequence* s) {
+  Receipt& r = s->receipt;
+  const TimePoint now = clock_->Now();
+  r.generated_tokens = s->generated;
+  r.total_seconds = Seconds(s->submitted, now);
+  if (!s->admitted) r.queue_seconds = r.total_seconds;
+  if (s->admitted) {
+    const bool prefilled = s->prefill_done != TimePoint{};
+    r.prefill_seconds = Seconds(s->started, prefilled ? s->prefill_done : now);
+    r.decode_seconds = prefilled ? Seconds(s->prefill_done, now) : 0;
+  }
+}
+
+void EngineImpl::ReturnCache(Sequence* s, bool failed) {
+  Session* const session = s->session;
+  if (!session) return;
+  if (s->cache->in_turn()) {
+    if (s->prefilling()) {
+      s->cache->RollBack();  // as if the turn had not been
+    } else {
+      if (!failed) CompressIfWanted(s);
+      s->cache->EndTurn();
+      // What no step has read yet comes first in the next turn.
+      session->pending.clear();
+      const std::vector<int32_t>& end = s->request.end_of_turn;
+      if (s->last_token >= 0) session->pending.push_back(s->last_token);
+      const bool said = !end.empty() && s->last_token == end.front();
+      if (s->generated > 0)
+        session->pending.insert(session->pending.end(), end.begin() + said, end.end());
+      ++session->turns;
+      session->kv_policy = s->request.kv.name;
+    }
+  }
+  session->busy = false;
+  session->last_used = clock_->Now();
+  if (session->deleted) sessions_.Erase(session->id);
+  s->session = nullptr;
+}
+
+void EngineImpl::Finish(Sequence* s, FinishReason reason, absl::Status status,
+                        std::string stop_string) {
+  const bool failed = reason == FinishReason::kError;
+  scheduler_.Remove(s->id);
+  ReturnCache(s, failed);
+  s->owned.reset();
+  FillReceipt(s);
+  const auto node = sequences_.extract(s->id);  // alive until the end of this function
+  if (failed) {
+    ++counts_.failed;
+  } else if (reason == FinishReason::kCancelled) {
+    ++counts_.cancelled;
+  } else {
+    ++counts_.completed;
+  }
+  PublishStats();
+  const int64_t tokens = int64_t(s->request.prompt.size());
+  s->sink->OnFinished({.reason = reason,
+                       .stop_string = std::move(stop_string),
+                       .status = std::move(status),
+                       .receipt = s->receipt,
+                       .trace = s->trace});
+  MutexLock lock(&mutex_);
+  if (!s->admitted) {
+    --queued_requests_;
+    queued_tokens_ -= tokens;
+  }
+  if (--open_requests_ == 0) idle_.NotifyAll();
+}
+
+absl::Status EngineImpl::WarmUp() {
+  return Call<absl::Status>([this]() -> absl::Status {
+    Sequence s;
+    s.owned = std::make_unique<SequenceCache>(backend_.get(), pool_.get(), model_->shape());
+    s.cache = s.owned.get();
+    s.input = {0, 0, 0};
+    s.request.prefill.params.full = true;
+    s.request.sampling.temperature = 0;
+    s.plan = {.prompt = 3,
+              .max_new = 2,
+              .prefill = s.request.prefill.params,
+              .kv = {.rule = KvRule::kFull}};
+    RETURN_IF_ERROR(s.cache->BeginTurn(s.plan));
+    for (bool prefill : {true, false}) {
+      const int64_t tokens = prefill ? int64_t(s.input.size()) : 1;
+      step_.Clear();
+      s.cache->Append(tokens);
+      step_.Add(&s, tokens, prefill, true, {});
+      if (!step_.Upload()) return absl::ResourceExhaustedError("no memory for a step's batch");
+      SampleResult sample;
+      const float* logits = model_->Forward(step_.batch(), pool_->kv(), step_.logit_rows(), 1);
+      backend_->Sample({logits, model_->config().vocab, step_.sample_rows().data(), 1, &sample});
+      backend_->Synchronize();
+      s.cache->Advance(tokens);
+      if (!sample.finite)
+        return absl::InternalError("the model's logits are not finite; its weights may be damaged");
+      s.last_token = sample.token;
+    }
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace entropyserve
