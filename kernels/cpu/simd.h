@@ -49,26 +49,40 @@ ES_INLINE void Store(bf16_t* p, F32x16 v) {
   std::memcpy(p, &rounded, sizeof(rounded));
 }
 
+// The first n < 16 numbers, then zeros.
+template <typename T>
+ES_INLINE F32x16 LoadPart(const T* p, int n) {
+  T lanes[kLanes] = {};
+  std::memcpy(lanes, p, size_t(n) * sizeof(T));
+  return Load(lanes);
+}
+template <typename T>
+ES_INLINE void StorePart(T* p, F32x16 v, int n) {
+  T lanes[kLanes];
+  Store(lanes, v);
+  std::memcpy(p, lanes, size_t(n) * sizeof(T));
+}
+
 ES_INLINE F32x16 Max(F32x16 a, F32x16 b) { return a > b ? a : b; }
 ES_INLINE F32x16 Min(F32x16 a, F32x16 b) { return a < b ? a : b; }
 
-// Sums in a fixed tree, so that a result never depends on the instruction set's width.
+// Lanes combine in a fixed tree: the result does not depend on the instruction set's width.
 ES_INLINE float Sum(F32x16 v) {
-  float lanes[kLanes];
-  Store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  const auto a = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto b =
+      __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  return (b[0] + b[2]) + (b[1] + b[3]);
 }
 ES_INLINE float MaxOf(F32x16 v) {
-  float lanes[kLanes];
-  Store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i)
-      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
+  const auto a0 = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  const auto a1 = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto a = a0 > a1 ? a0 : a1;
+  const auto b0 = __builtin_shufflevector(a, a, 0, 1, 2, 3);
+  const auto b1 = __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  const auto b = b0 > b1 ? b0 : b1;
+  const float x = b[0] > b[2] ? b[0] : b[2], y = b[1] > b[3] ? b[1] : b[3];
+  return x > y ? x : y;
 }
 
 // 2^x for x <= 126; 0 below -126 (so for -inf too). Relative error under 2e-7: a degree 6

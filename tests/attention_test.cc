@@ -1,0 +1,596 @@
+// QkvPost, PrefillAttention and DecodeAttention on the paged cache against naive attention in
+// double precision, on random shapes, page tables and block lists.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/kv_view.h"
+
+namespace entropyserve {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+struct Rng {
+  std::mt19937 engine;
+  explicit Rng(uint32_t seed) : engine(seed) {}
+  int Int(int low, int high) { return std::uniform_int_distribution(low, high)(engine); }
+  template <typename T>
+  T Pick(std::initializer_list<T> list) {
+    return list.begin()[Int(0, int(list.size()) - 1)];
+  }
+  float Normal(float scale = 1) { return std::normal_distribution<float>(0, scale)(engine); }
+};
+
+// An array of floats or bf16, as the backend sees it.
+class Tensor {
+ public:
+  Tensor(DType dtype, size_t n, float fill = kNan) : dtype_(dtype) {
+    if (dtype == DType::kF32) {
+      f32_.assign(n, fill);
+    } else {
+      bf16_.assign(n, ToBF16(fill));
+    }
+  }
+  float at(size_t i) const { return dtype_ == DType::kF32 ? f32_.at(i) : FromBF16(bf16_.at(i)); }
+  void set(size_t i, float x) {
+    if (dtype_ == DType::kF32) {
+      f32_.at(i) = x;
+    } else {
+      bf16_.at(i) = ToBF16(x);
+    }
+  }
+  size_t size() const { return dtype_ == DType::kF32 ? f32_.size() : bf16_.size(); }
+  void* data() { return dtype_ == DType::kF32 ? static_cast<void*>(f32_.data()) : bf16_.data(); }
+
+ private:
+  DType dtype_;
+  std::vector<float> f32_;
+  std::vector<bf16_t> bf16_;
+};
+
+// A pool whose every number is NaN until a kernel writes it, and page tables of shuffled pages.
+class World {
+ public:
+  World(Rng& rng, DType dtype, AttentionShape shape, int64_t pages)
+      : rng_(rng),
+        dtype_(dtype),
+        shape_(shape),
+        k_(dtype, size_t(pages * kPageTokens * shape.head_dim)),
+        v_(dtype, k_.size()),
+        positions_(size_t(pages * kPageTokens), -1),
+        free_(size_t(pages)) {
+    std::iota(free_.begin(), free_.end(), 0);
+    std::shuffle(free_.begin(), free_.end(), rng.engine);
+  }
+
+  KvPool pool() {
+    return {.k = k_.data(),
+            .v = v_.data(),
+            .positions = positions_.data(),
+            .dtype = dtype_,
+            .head_dim = shape_.head_dim,
+            .pages = int64_t(positions_.size()) / kPageTokens};
+  }
+
+  // A page table row per (layer, kv head), null where n is 0.
+  struct Table {
+    std::vector<int32_t> pages;
+    int32_t per_head = 0;
+    const int32_t* data() const { return per_head ? pages.data() : nullptr; }
+  };
+  Table MakeTable(int32_t per_head) {
+    Table table{{}, per_head};
+    for (int i = 0; i < shape_.layers * shape_.kv_heads * per_head; ++i) {
+      EXPECT_FALSE(free_.empty());
+      table.pages.push_back(free_.back());
+      free_.pop_back();
+    }
+    return table;
+  }
+
+  // Random keys and values of past token i, at position `position`.
+  void FillPast(const HeadView& view, int32_t i, int32_t position) {
+    const int64_t row = view.PastRow(i);
+    for (int32_t c = 0; c < shape_.head_dim; ++c) {
+      k_.set(size_t(row * shape_.head_dim + c), rng_.Normal());
+      v_.set(size_t(row * shape_.head_dim + c), rng_.Normal());
+    }
+    positions_[size_t(row)] = position;
+  }
+
+  float k(int64_t row, int32_t c) const { return k_.at(size_t(row * shape_.head_dim + c)); }
+  float v(int64_t row, int32_t c) const { return v_.at(size_t(row * shape_.head_dim + c)); }
+  int32_t position(int64_t row) const { return positions_[size_t(row)]; }
+
+ private:
+  Rng& rng_;
+  DType dtype_;
+  AttentionShape shape_;
+  Tensor k_, v_;
+  std::vector<int32_t> positions_;
+  std::vector<int32_t> free_;
+};
+
+// One sequence's memory.
+struct Sequence {
+  World::Table pages, bounds, window_pages;
+  std::vector<HeadLength> lengths;
+  SeqCounters counters;
+  BatchSeq seq;
+};
+
+std::unique_ptr<Sequence> MakeSequence(Rng& rng, World& world, const AttentionShape& shape,
+                                       int32_t past, int32_t turn_total, int32_t block,
+                                       int32_t window) {
+  auto s = std::make_unique<Sequence>();
+  const int32_t heads = shape.layers * shape.kv_heads;
+  for (int32_t h = 0; h < heads; ++h) {
+    // Heads end with different lengths.
+    s->lengths.push_back({.past = past > 0 ? rng.Int(1, past) : 0, .base = 0});
+  }
+  s->pages = world.MakeTable(PagesFor(past) + PagesFor(turn_total));
+  s->bounds = world.MakeTable(block > 0 ? PagesFor(CeilDiv(turn_total, block)) : 0);
+  s->window_pages =
+      world.MakeTable(window > 0 ? CeilDiv(window * shape.group(), 2 * kPageTokens) : 0);
+  BatchSeq& seq = s->seq;
+  seq.pages = s->pages.data(), seq.max_pages = s->pages.per_head;
+  seq.bounds = s->bounds.data(), seq.max_bounds = s->bounds.per_head;
+  seq.window_pages = s->window_pages.data(), seq.max_window_pages = s->window_pages.per_head;
+  seq.window = window;
+  seq.lengths = s->lengths.data();
+  seq.counters = &s->counters;
+  seq.turn_total = turn_total;
+  seq.position = past * 2;  // positions of a compressed past have gaps
+  seq.policy.block = block > 0 ? block : 8;
+  for (int32_t layer = 0; layer < shape.layers; ++layer) {
+    for (int32_t kv = 0; kv < shape.kv_heads; ++kv) {
+      const HeadView view = ViewHead(seq, shape.kv_heads, layer, kv);
+      for (int32_t i = 0; i < view.past; ++i) world.FillPast(view, i, 2 * i);
+    }
+  }
+  return s;
+}
+
+struct Step {
+  std::vector<BatchSeq> seqs;
+  std::vector<BatchSegment> segments;
+  std::vector<int32_t> decodes;
+  Batch batch;
+
+  void Finish() {
+    batch.num_seqs = int32_t(seqs.size());
+    batch.num_segments = int32_t(segments.size());
+    batch.num_decodes = int32_t(decodes.size());
+    batch.seqs = batch.device_seqs = seqs.data();
+    batch.segments = batch.device_segments = segments.data();
+    batch.decodes = batch.device_decodes = decodes.data();
+    batch.rows = 0;
+    for (const BatchSeq& seq : seqs) batch.rows += seq.rows;
+  }
+};
+
+// Adds `rows` further tokens of `s` to the step.
+void AddToStep(Step& step, Sequence& s, int32_t rows) {
+  BatchSeq seq = s.seq;
+  seq.rows = rows;
+  for (const BatchSeq& other : step.seqs) seq.row_begin += other.rows;
+  if (seq.decoding()) step.decodes.push_back(int32_t(step.seqs.size()));
+  for (int32_t row = 0; !seq.decoding() && row < rows; row += seq.policy.segment) {
+    step.segments.push_back({.seq = int32_t(step.seqs.size()),
+                             .row_begin = seq.row_begin + row,
+                             .rows = std::min(seq.policy.segment, rows - row),
+                             .index = (seq.appended + row) / seq.policy.segment});
+  }
+  step.seqs.push_back(seq);
+  s.seq.appended += rows;
+  s.seq.position += rows;
+}
+
+// out[c] and the number of pairs: exact attention of q over the listed pool rows.
+std::vector<double> Attend(const World& world, const std::vector<double>& q,
+                           const std::vector<int64_t>& rows) {
+  const double scale = 1 / std::sqrt(double(q.size()));
+  std::vector<double> scores, out(q.size(), 0.0);
+  double max = -INFINITY, sum = 0;
+  for (int64_t row : rows) {
+    double dot = 0;
+    for (size_t c = 0; c < q.size(); ++c) dot += q[c] * double(world.k(row, int32_t(c)));
+    scores.push_back(dot * scale);
+    max = std::max(max, scores.back());
+  }
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const double p = std::exp(scores[i] - max);
+    sum += p;
+    for (size_t c = 0; c < q.size(); ++c) out[c] += p * double(world.v(rows[i], int32_t(c)));
+  }
+  for (double& x : out) x /= sum;
+  return out;
+}
+
+std::vector<double> Vector(const Tensor& t, int64_t row, int32_t d) {
+  std::vector<double> v;
+  for (int32_t c = 0; c < d; ++c) v.push_back(double(t.at(size_t(row * d + c))));
+  return v;
+}
+
+AttentionShape RandomShape(Rng& rng) {
+  AttentionShape shape;
+  shape.layers = 2;
+  shape.kv_heads = rng.Int(1, 3);
+  shape.heads = shape.kv_heads * rng.Pick({1, 2, 3, 7});
+  shape.head_dim = rng.Pick({32, 64, 80, 96, 128});
+  return shape;
+}
+
+// bf16: probabilities and outputs are rounded to 8 bits.
+double Tolerance(DType dtype) { return dtype == DType::kF32 ? 1e-4 : 2e-2; }
+
+class Attention : public testing::TestWithParam<DType> {
+ protected:
+  void SetUp() override {
+    seed_ = std::random_device{}();
+    RecordProperty("seed", int(seed_));
+  }
+  uint32_t seed_ = 0;
+  std::unique_ptr<Backend> backend_ = MakeCpuBackend(2);
+};
+INSTANTIATE_TEST_SUITE_P(Types, Attention, testing::Values(DType::kF32, DType::kBF16),
+                         [](const auto& info) { return std::string(Name(info.param)); });
+
+// ---- QkvPost
+// -------------------------------------------------------------------------------------
+
+struct QkvInputs {
+  Tensor qkv, q;
+  std::vector<float> q_norm, k_norm, inv_freq;
+  float rope_scale = 1;
+  bool norm = false;
+
+  QkvInputs(Rng& rng, DType dtype, const AttentionShape& shape, int32_t rows)
+      : qkv(dtype, size_t(rows * (shape.heads + 2 * shape.kv_heads) * shape.head_dim)),
+        q(dtype, size_t(rows * shape.heads * shape.head_dim)),
+        norm(rng.Int(0, 1)) {
+    for (size_t i = 0; i < qkv.size(); ++i) qkv.set(i, rng.Normal());
+    for (int32_t c = 0; c < shape.head_dim; ++c) {
+      q_norm.push_back(1 + rng.Normal(0.1f));
+      k_norm.push_back(1 + rng.Normal(0.1f));
+    }
+    for (int32_t c = 0; c < shape.head_dim / 2; ++c) {
+      inv_freq.push_back(std::pow(10000.0f, -2.0f * float(c) / float(shape.head_dim)));
+    }
+    rope_scale = rng.Pick({1.0f, 1.2f});
+  }
+  QkvParams Params(const Batch& batch, const KvPool& pool, const AttentionShape& shape,
+                   int32_t layer) {
+    QkvParams p;
+    p.batch = &batch, p.pool = pool, p.shape = shape, p.layer = layer;
+    p.qkv = qkv.data(), p.q = q.data(), p.dtype = pool.dtype;
+    if (norm) p.q_norm = q_norm.data(), p.k_norm = k_norm.data();
+    p.inv_freq = inv_freq.data(), p.rope_scale = rope_scale;
+    return p;
+  }
+  // Head h of [q heads, k heads] after norm and RoPE.
+  std::vector<double> Expected(const AttentionShape& shape, int64_t row, int32_t h,
+                               int32_t position) const {
+    const int32_t d = shape.head_dim, all = shape.heads + 2 * shape.kv_heads;
+    std::vector<double> x = Vector(qkv, row * all + h, d), y(x);
+    if (norm) {
+      double squares = 0;
+      for (double v : x) squares += v * v;
+      const std::vector<float>& weight = h < shape.heads ? q_norm : k_norm;
+      for (int32_t c = 0; c < d; ++c) x[c] *= double(weight[c]) / std::sqrt(squares / d + 1e-6);
+    }
+    for (int32_t c = 0; c < d / 2; ++c) {
+      const double angle = double(float(position) * inv_freq[c]);  // transformers: an f32 product
+      const double cos = std::cos(angle) * double(rope_scale),
+                   sin = std::sin(angle) * double(rope_scale);
+      y[c] = x[c] * cos - x[c + d / 2] * sin;
+      y[c + d / 2] = x[c + d / 2] * cos + x[c] * sin;
+    }
+    return y;
+  }
+};
+
+TEST_P(Attention, QkvPostFillsTheCache) {
+  const DType dtype = GetParam();
+  for (int round = 0; round < 6; ++round) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed_ << " round " << round);
+    Rng rng(seed_ + uint32_t(round));
+    const AttentionShape shape = RandomShape(rng);
+    const int32_t d = shape.head_dim, layer = rng.Int(0, 1);
+    const int32_t block = rng.Pick({8, 16, 32, 64}), window = rng.Pick({0, 8, 32});
+    const int32_t total = rng.Int(1, 300);
+    World world(rng, dtype, shape, 400);
+    auto s = MakeSequence(rng, world, shape, rng.Pick({0, 70}), total, block, window);
+    const int32_t start = s->seq.position;
+    std::vector<QkvInputs> inputs;
+    std::vector<std::pair<int32_t, int32_t>> where;  // of token t: its inputs and row
+    for (int32_t done = 0; done < total;) {          // in steps of any length: blocks may span two
+      const int32_t rows = std::min(total - done, rng.Int(1, 150));
+      Step step;
+      AddToStep(step, *s, rows);
+      step.Finish();
+      inputs.emplace_back(rng, dtype, shape, rows);
+      inputs.back().norm = inputs[0].norm, inputs.back().rope_scale = inputs[0].rope_scale;
+      backend_->QkvPost(inputs.back().Params(step.batch, world.pool(), shape, layer));
+      for (int32_t r = 0; r < rows; ++r) where.emplace_back(int32_t(inputs.size()) - 1, r);
+      done += rows;
+    }
+    const double tolerance = dtype == DType::kF32 ? 1e-4 : 1e-2;
+    for (int32_t t = 0; t < total; ++t) {
+      const auto [index, row] = where[size_t(t)];
+      const QkvInputs& in = inputs[size_t(index)];
+      for (int32_t h = 0; h < shape.heads; ++h) {
+        const std::vector<double> expected = in.Expected(shape, row, h, start + t);
+        for (int32_t c = 0; c < d; ++c) {
+          const double got = double(in.q.at(size_t((row * shape.heads + h) * d + c)));
+          ASSERT_NEAR(got, expected[c], tolerance * (1 + std::abs(expected[c])));
+          if (window > 0 && t >= total - window) {  // the ring holds q itself
+            const HeadView view = ViewHead(s->seq, shape.kv_heads, layer, h / shape.group());
+            const WindowSlot slot = WindowRow(
+                view.window_pages, (start + t) % window * shape.group() + h % shape.group());
+            ASSERT_EQ(double(slot.k_half ? world.k(slot.row, c) : world.v(slot.row, c)), got);
+          }
+        }
+      }
+      for (int32_t kv = 0; kv < shape.kv_heads; ++kv) {
+        const HeadView view = ViewHead(s->seq, shape.kv_heads, layer, kv);
+        const int64_t at = view.TurnRow(t);
+        ASSERT_EQ(world.position(at), start + t);
+        const std::vector<double> expected = in.Expected(shape, row, shape.heads + kv, start + t);
+        const int64_t value =
+            row * (shape.heads + 2 * shape.kv_heads) + shape.heads + shape.kv_heads + kv;
+        for (int32_t c = 0; c < d; ++c) {
+          ASSERT_NEAR(double(world.k(at, c)), expected[c], tolerance * (1 + std::abs(expected[c])));
+          ASSERT_EQ(world.v(at, c), in.qkv.at(size_t(value * d + c)));
+        }
+      }
+    }
+    for (int32_t kv = 0; kv < shape.kv_heads; ++kv) {  // exact, the last block may be partial
+      const HeadView view = ViewHead(s->seq, shape.kv_heads, layer, kv);
+      for (int32_t j = 0; j * block < total; ++j) {
+        for (int32_t c = 0; c < d; ++c) {
+          float max = -INFINITY, min = INFINITY;
+          for (int32_t t = j * block; t < std::min(total, (j + 1) * block); ++t) {
+            max = std::max(max, world.k(view.TurnRow(t), c));
+            min = std::min(min, world.k(view.TurnRow(t), c));
+          }
+          ASSERT_EQ(world.k(view.BoundsRow(j), c), max);
+          ASSERT_EQ(world.v(view.BoundsRow(j), c), min);
+        }
+      }
+    }
+  }
+}
+
+// ---- PrefillAttention
+// ----------------------------------------------------------------------------
+
+struct Lists {
+  std::vector<int32_t> counts, blocks;
+  int32_t capacity = 0;
+  BlockLists view() { return {counts.data(), blocks.data(), capacity}; }
+};
+
+// Random lists: dense, empty, some or all visible blocks.
+Lists RandomLists(Rng& rng, const Step& step, const AttentionShape& shape, int32_t capacity) {
+  Lists lists;
+  lists.capacity = capacity;
+  for (const BatchSegment& segment : step.segments) {
+    const PrefillParams& policy = step.seqs[size_t(segment.seq)].policy;
+    const int32_t visible = segment.index * policy.segment / policy.block;
+    for (int32_t kv = 0; kv < shape.kv_heads; ++kv) {
+      std::vector<int32_t> all(static_cast<size_t>(visible));
+      std::iota(all.begin(), all.end(), 0);
+      std::shuffle(all.begin(), all.end(), rng.engine);
+      all.resize(size_t(rng.Pick({0, rng.Int(0, visible), rng.Int(0, visible), visible})));
+      std::sort(all.begin(), all.end());
+      lists.counts.push_back(rng.Int(0, 3) == 0 ? -1 : int32_t(all.size()));
+      all.resize(size_t(capacity), -12345);
+      lists.blocks.insert(lists.blocks.end(), all.begin(), all.end());
+    }
+  }
+  return lists;
+}
+
+// The pool rows that query `i` of a segment reads.
+std::vector<int64_t> Reads(const HeadView& view, const BatchSegment& segment,
+                           const PrefillParams& policy, const Lists& lists, int64_t list,
+                           int32_t i) {
+  std::vector<int64_t> rows;
+  for (int32_t t = 0; t < view.past; ++t) rows.push_back(view.PastRow(t));
+  const int32_t begin = segment.index * policy.segment;
+  const int32_t count = lists.counts[size_t(list)];
+  for (int32_t t = 0; t <= begin + i; ++t) {
+    const int32_t* blocks = lists.blocks.data() + list * lists.capacity;
+    if (count < 0 || t >= begin ||
+        std::find(blocks, blocks + count, t / policy.block) != blocks + count) {
+      rows.push_back(view.TurnRow(t));
+    }
+  }
+  return rows;
+}
+
+TEST_P(Attention, PrefillAgreesWithNaive) {
+  const DType dtype = GetParam();
+  for (int round = 0; round < 10; ++round) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed_ << " round " << round);
+    Rng rng(seed_ + uint32_t(round));
+    const AttentionShape shape = RandomShape(rng);
+    const int32_t d = shape.head_dim, layer = rng.Int(0, 1);
+    World world(rng, dtype, shape, 1200);
+    Step step;
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (int i = rng.Int(1, 2); i > 0; --i) {
+      const int32_t total = rng.Int(1, 900);
+      sequences.push_back(MakeSequence(rng, world, shape, rng.Pick({0, 1, 64, 150}), total, 0, 0));
+      PrefillParams& policy = sequences.back()->seq.policy;
+      policy.segment = rng.Pick({128, 256});
+      policy.block = rng.Pick({8, 16, 32, 64});
+      policy.correction = rng.Pick({0, 32, policy.segment});
+      // A first chunk fills the cache; the second is the step.
+      const int32_t first = rng.Int(0, (total - 1) / policy.segment) * policy.segment;
+      if (first > 0) {
+        Step earlier;
+        AddToStep(earlier, *sequences.back(), first);
+        earlier.Finish();
+        QkvInputs inputs(rng, dtype, shape, first);
+        backend_->QkvPost(inputs.Params(earlier.batch, world.pool(), shape, layer));
+      }
+      AddToStep(step, *sequences.back(), total - first);
+    }
+    step.Finish();
+    QkvInputs inputs(rng, dtype, shape, step.batch.rows);
+    backend_->QkvPost(inputs.Params(step.batch, world.pool(), shape, layer));
+    Lists lists = RandomLists(rng, step, shape, 900 / 8 + 1);
+    std::vector<float> probes(inputs.q.size());
+    for (float& x : probes) x = rng.Normal();
+    Tensor out(dtype, inputs.q.size());
+    PrefillAttentionParams p;
+    p.batch = &step.batch, p.pool = world.pool(), p.shape = shape, p.layer = layer;
+    p.q = inputs.q.data(), p.lists = lists.view(), p.probe_out = probes.data(), p.out = out.data();
+    backend_->PrefillAttention(p);
+
+    std::vector<uint64_t> pairs(sequences.size(), 0);
+    for (size_t index = 0; index < step.segments.size(); ++index) {
+      const BatchSegment& segment = step.segments[index];
+      const BatchSeq& seq = step.seqs[size_t(segment.seq)];
+      for (int32_t h = 0; h < shape.heads; ++h) {
+        const int32_t kv = h / shape.group();
+        const int64_t list = int64_t(index) * shape.kv_heads + kv;
+        const HeadView view = ViewHead(seq, shape.kv_heads, layer, kv);
+        const bool sparse = lists.counts[size_t(list)] >= 0;
+        std::vector<double> delta(size_t(d), 0.0);
+        for (int32_t i = 0; i < segment.rows; ++i) {
+          const std::vector<int64_t> rows = Reads(view, segment, seq.policy, lists, list, i);
+          pairs[size_t(segment.seq)] += rows.size();
+          // All probes (they matter to others) and every seventh query.
+          const bool probe = sparse && seq.policy.correction > 0 && i % seq.policy.correction == 0;
+          if (!probe && i % 7 != 0 && i != segment.rows - 1) continue;
+          const int64_t at = int64_t{segment.row_begin + i} * shape.heads + h;
+          std::vector<double> expected = Attend(world, Vector(inputs.q, at, d), rows);
+          for (int32_t c = 0; c < d; ++c) {
+            if (probe) delta[c] = double(probes[size_t(at * d + c)]) - expected[c];
+            expected[c] += delta[c];
+            ASSERT_NEAR(double(out.at(size_t(at * d + c))), expected[c],
+                        Tolerance(dtype) * (0.1 + std::abs(expected[c]) + (sparse ? 1 : 0)))
+                << "segment " << index << " head " << h << " query " << i << " channel " << c;
+          }
+        }
+      }
+    }
+    for (size_t i = 0; i < sequences.size(); ++i) EXPECT_EQ(sequences[i]->counters.pairs, pairs[i]);
+  }
+}
+
+// What else is in the step must not change a bit of a sequence's attention.
+TEST_P(Attention, PrefillDoesNotDependOnTheBatch) {
+  const DType dtype = GetParam();
+  SCOPED_TRACE(testing::Message() << "seed " << seed_);
+  Rng rng(seed_);
+  const AttentionShape shape{.layers = 1, .heads = 6, .kv_heads = 2, .head_dim = 64};
+  World world(rng, dtype, shape, 300);
+  constexpr int32_t kTokens = 500;
+  auto s = MakeSequence(rng, world, shape, 40, kTokens, 0, 0);
+  auto other = MakeSequence(rng, world, shape, 0, 300, 0, 0);
+  s->seq.policy.segment = other->seq.policy.segment = 128;
+  const BatchSeq start = s->seq;
+  Step both, alone;
+  AddToStep(both, *other, 300);
+  AddToStep(both, *s, kTokens);
+  both.Finish();
+  QkvInputs inputs(rng, dtype, shape, both.batch.rows);
+  backend_->QkvPost(inputs.Params(both.batch, world.pool(), shape, 0));
+  Lists lists;
+  lists.capacity = 1;
+  lists.counts.assign(both.segments.size() * 2, -1);
+  lists.blocks.assign(lists.counts.size(), 0);
+  PrefillAttentionParams p;
+  Tensor out(dtype, inputs.q.size());
+  p.batch = &both.batch, p.pool = world.pool(), p.shape = shape, p.q = inputs.q.data();
+  p.lists = lists.view(), p.out = out.data();
+  backend_->PrefillAttention(p);
+
+  // Alone, and one segment per step.
+  Tensor again(dtype, out.size());
+  s->seq = start;
+  for (int32_t done = 0; done < kTokens; done += 128) {
+    Step step;
+    const int32_t rows = std::min(128, kTokens - done);
+    AddToStep(step, *s, rows);
+    step.Finish();
+    const size_t skip = size_t(300 + done) * 6 * 64;
+    p.batch = &step.batch;
+    p.q = static_cast<std::byte*>(inputs.q.data()) + skip * SizeOf(dtype);
+    p.out = static_cast<std::byte*>(again.data()) + skip * SizeOf(dtype);
+    backend_->PrefillAttention(p);
+  }
+  for (size_t i = size_t{300} * 6 * 64; i < out.size(); ++i) ASSERT_EQ(out.at(i), again.at(i)) << i;
+}
+
+// ---- DecodeAttention
+// -----------------------------------------------------------------------------
+
+TEST_P(Attention, DecodeAgreesWithNaive) {
+  const DType dtype = GetParam();
+  for (int round = 0; round < 12; ++round) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed_ << " round " << round);
+    Rng rng(seed_ + uint32_t(round));
+    const AttentionShape shape = RandomShape(rng);
+    const int32_t d = shape.head_dim, layer = rng.Int(0, 1);
+    World world(rng, dtype, shape, 1200);
+    Step step;
+    std::vector<std::unique_ptr<Sequence>> sequences;
+    for (int i = rng.Int(1, 3); i > 0; --i) {
+      const int32_t turn = rng.Pick({1, 2, 63, 64, 65, 511, 512, rng.Int(1, 1100)});
+      sequences.push_back(MakeSequence(rng, world, shape, rng.Pick({0, 1, 130}), turn, 0, 0));
+      Sequence& s = *sequences.back();
+      Step earlier;
+      if (turn > 1) {
+        AddToStep(earlier, s, turn - 1);
+        earlier.Finish();
+        QkvInputs inputs(rng, dtype, shape, turn - 1);
+        backend_->QkvPost(inputs.Params(earlier.batch, world.pool(), shape, layer));
+      }
+      s.seq.turn_total = 0;
+      // Part of the turn may be in `base`, part in `appended`.
+      const int32_t base = rng.Int(0, s.seq.appended);
+      for (HeadLength& length : s.lengths) length.base = base;
+      s.seq.appended -= base;
+      AddToStep(step, s, 1);
+    }
+    step.Finish();
+    QkvInputs inputs(rng, dtype, shape, step.batch.rows);
+    backend_->QkvPost(inputs.Params(step.batch, world.pool(), shape, layer));
+    Tensor out(dtype, inputs.q.size());
+    DecodeAttentionParams p;
+    p.batch = &step.batch, p.pool = world.pool(), p.shape = shape, p.layer = layer;
+    p.q = inputs.q.data(), p.out = out.data();
+    backend_->DecodeAttention(p);
+    for (const BatchSeq& seq : step.seqs) {
+      for (int32_t h = 0; h < shape.heads; ++h) {
+        const HeadView view = ViewHead(seq, shape.kv_heads, layer, h / shape.group());
+        std::vector<int64_t> rows;
+        for (int32_t t = 0; t < view.past + view.turn + 1; ++t) rows.push_back(view.Row(t));
+        const int64_t at = int64_t{seq.row_begin} * shape.heads + h;
+        const std::vector<double> expected = Attend(world, Vector(inputs.q, at, d), rows);
+        for (int32_t c = 0; c < d; ++c) {
+          ASSERT_NEAR(double(out.at(size_t(at * d + c))), expected[c],
+                      (dtype == DType::kF32 ? 1e-4 : 1e-2) * (0.1 + std::abs(expected[c])));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace entropyserve
