@@ -45,9 +45,6 @@ std::optional<std::string> ToBytes(std::string_view name,
   return bytes;
 }
 
-// Bytes that valid UTF-8 never has: a vocabulary may do without them.
-bool OccursInUtf8(int byte) { return byte != 0xC0 && byte != 0xC1 && byte < 0xF5; }
-
 class ByteLevelBpe final : public Tokenizer {
  public:
   struct Rules {
@@ -86,6 +83,9 @@ class ByteLevelBpe final : public Tokenizer {
       symbols.resize(piece.size());
       std::transform(piece.begin(), piece.end(), symbols.begin(),
                      [&](char c) { return rules_.byte_ids[static_cast<uint8_t>(c)]; });
+      // A byte that the vocabulary has no token for gives nothing (SmolLM2 lacks a few), as in the
+      // `tokenizers` library: its neighbours may merge.
+      std::erase(symbols, -1);
       const std::span<const int32_t> merged = merger.Merge(symbols);
       ids->insert(ids->end(), merged.begin(), merged.end());
       cache.Add(piece, merged);
@@ -140,10 +140,6 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeByteLevelBpe(ByteLevelParts parts
     std::string name;
     AppendUtf8(alphabet[byte], &name);
     const auto found = names.find(name);
-    if (found == names.end() && OccursInUtf8(byte)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(parts.source, ": the vocabulary has no token for byte ", byte));
-    }
     rules.byte_ids[byte] = found == names.end() ? -1 : found->second;
   }
   names.clear();  // it points into the names, which become bytes now
