@@ -187,7 +187,61 @@ TEST(FolderCheckpoint, HoldsTheFilesTensors) {
   }
 }
 
-// Two files with a tensor each.
+std::string ModelPath(const std::string& name) {
+  return std::string(ES_SOURCE_DIR) + "/tests/golden/models/" + name;
+}
+
+TEST(FolderCheckpoint, ReadsShards) {
+  const std::string path = ModelPath("llama_linear");
+  const auto checkpoint = OpenOrDie(path);
+  ASSERT_NE(checkpoint, nullptr);
+  size_t found = 0;
+  for (const std::string shard :
+       {"/model-00001-of-00002.safetensors", "/model-00002-of-00002.safetensors"}) {
+    const auto file = SafetensorsFile::Open(path + shard);
+    ASSERT_TRUE(file.ok());
+    for (const auto& [name, entry] : (*file)->tensors()) {
+      std::vector<bf16_t> got(size_t(entry.elements));
+      const int64_t rows = entry.shape.size() == 1 ? 1 : entry.shape[0];
+      ASSERT_TRUE(checkpoint->Read(name, entry.shape, 0, rows, DType::kBF16, got.data()).ok());
+      ASSERT_EQ(entry.dtype, "BF16");
+      EXPECT_EQ(std::memcmp(got.data(), entry.data.data(), entry.data.size()), 0) << name;
+      ++found;
+    }
+  }
+  EXPECT_EQ(found, TensorsOf(checkpoint->config()).size());
+  EXPECT_EQ(checkpoint->config().rope.scaling, RopeScaling::kLinear);
+}
+
+// One model in both formats: equal tensors, and rope_freqs.weight holds what the scaling says.
+TEST(FolderCheckpoint, EqualsTheSameModelInGguf) {
+  const auto folder = OpenOrDie(ModelPath("llama_llama3"));
+  const auto gguf = OpenOrDie(ModelPath("llama_llama3/model.gguf"));
+  ASSERT_TRUE(folder != nullptr && gguf != nullptr);
+  for (const TensorSpec& spec : TensorsOf(folder->config())) {
+    ASSERT_EQ(folder->Has(spec.name), gguf->Has(spec.name)) << spec.name;
+    if (!folder->Has(spec.name)) continue;
+    size_t n = 1;
+    for (const int64_t dim : spec.shape) n *= size_t(dim);
+    const int64_t rows = spec.shape.size() == 1 ? 1 : spec.shape[0];
+    std::vector<float> a(n), b(n);
+    ASSERT_TRUE(folder->Read(spec.name, spec.shape, 0, rows, DType::kF32, a.data()).ok());
+    ASSERT_TRUE(gguf->Read(spec.name, spec.shape, 0, rows, DType::kF32, b.data()).ok());
+    EXPECT_EQ(a, b) << spec.name;
+  }
+  const ModelConfig &f = folder->config(), &g = gguf->config();
+  EXPECT_EQ(f.rope.scaling, RopeScaling::kLlama3);
+  EXPECT_EQ(g.rope.scaling, RopeScaling::kNone);
+  ASSERT_EQ(g.rope.freq_factors.size(), size_t(f.head_dim) / 2);
+  EXPECT_EQ(g.rope.freq_factors.front(), 1.0f);
+  EXPECT_EQ(g.rope.freq_factors.back(), float(f.rope.factor));
+  EXPECT_EQ(f.head_dim, g.head_dim);
+  EXPECT_EQ(f.context, g.context);
+  EXPECT_EQ(f.eos_ids, g.eos_ids);
+  EXPECT_TRUE(f.tied_embeddings && g.tied_embeddings);
+}
+
+// A file with one tensor.
 std::string OneTensorFile(const std::string& name) {
   return SafetensorsBytes(
       R"({")" + name + R"(":{"dtype":"F16","shape":[2,2],"data_offsets":[0,8]}})", 8);
