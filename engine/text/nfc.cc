@@ -16,9 +16,9 @@ constexpr int kMaxDecomposition = 18;
 void AppendDecomposed(uint32_t code_point, std::vector<utf8proc_int32_t>* out) {
   utf8proc_int32_t parts[kMaxDecomposition];
   int boundclass = 0;
-  const utf8proc_ssize_t count =
-      utf8proc_decompose_char(static_cast<utf8proc_int32_t>(code_point), parts, kMaxDecomposition,
-                              UTF8PROC_STABLE, &boundclass);
+  const utf8proc_ssize_t count = utf8proc_decompose_char(
+      static_cast<utf8proc_int32_t>(code_point), parts, kMaxDecomposition,
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE), &boundclass);
   Check(count >= 0 && count <= kMaxDecomposition, "a canonical decomposition fits");
   out->insert(out->end(), parts, parts + count);
 }

@@ -166,17 +166,17 @@ void SentencePieceTokenizer::EncodeUnigram(std::string_view text, Output* output
     const float score_here = best[pos].score;
     const size_t character = NextUtf8(text.substr(pos)).length;
     bool has_character = false;
-    const auto arrive = [&](size_t length, int32_t id, double score) {
+    const auto arrive = [&](size_t length, int32_t id, float score) {
       Arrival& arrival = best[pos + length];
-      const double candidate = score + score_here;
+      const float candidate = score + score_here;
       if (arrival.from >= 0 && candidate <= arrival.score) return;
-      arrival = {static_cast<float>(candidate), id, static_cast<int64_t>(pos)};
+      arrival = {candidate, id, static_cast<int64_t>(pos)};
     };
     rules_.pieces.ForEachPrefix(text.substr(pos), [&](size_t length, int32_t id) {
       // A user-defined piece always wins: it counts as its length in best pieces.
-      const double score = vocabulary().kinds[id] == TokenKind::kText
-                               ? rules_.scores[id]
-                               : static_cast<float>(length) * rules_.max_score - 0.1;
+      const float score = vocabulary().kinds[id] == TokenKind::kText
+                              ? rules_.scores[id]
+                              : static_cast<float>(length) * rules_.max_score - 0.1f;
       arrive(length, id, score);
       has_character |= length == character;
     });
