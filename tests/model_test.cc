@@ -1,0 +1,142 @@
+// The transformer against the transformers library (and, for openPangu, an independent NumPy
+// model): tests/golden/README.md says how the goldens are made.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "engine/weights/safetensors.h"
+#include "tests/model_testing.h"
+
+namespace entropyserve {
+namespace {
+
+// Of max |logit|, f32 (ARCHITECTURE.md, "What must always hold").
+constexpr double kTolerance = 1e-4;
+// bf16 rounds every weight and every matmul's input: its error against f32 is taken over all logits
+// (norm of the difference over the norm), since a single one may be off by more.
+constexpr double kBF16Tolerance = 2e-2;
+
+struct Golden {
+  std::vector<int32_t> tokens;
+  std::vector<float> logits;  // [tokens, vocab]
+};
+
+Golden ReadGolden(const std::string& name) {
+  auto file = SafetensorsFile::Open(GoldenPath("models/" + name + "/golden.safetensors"));
+  EXPECT_TRUE(file.ok()) << file.status();
+  Golden golden;
+  const std::vector<int64_t> ids = *(*file)->ReadInts("token_ids");
+  for (int64_t id : ids) golden.tokens.push_back(int32_t(id));
+  golden.logits = *(*file)->ReadFloats("logits");
+  return golden;
+}
+
+PrefillPolicy Full(int segment = 128) {
+  PrefillPolicy policy = *PrefillPreset("full", "test");
+  policy.params.segment = segment;
+  return policy;
+}
+KvPolicy KeepAll() { return *KvPreset("full", "test"); }
+
+double NormError(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += (double(a[i]) - b[i]) * (double(a[i]) - b[i]);
+    norm += double(b[i]) * b[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+std::vector<float> Prefill(TestModel* model, const std::vector<int32_t>& tokens, int64_t chunk) {
+  TestSequence sequence(model, tokens, Full(), KeepAll(), 0);
+  std::vector<float> logits;
+  while (sequence.left() > 0) {
+    const auto out = RunStep(model, {{&sequence, std::min(chunk, sequence.left())}});
+    logits.insert(logits.end(), out[0].begin(), out[0].end());
+  }
+  return logits;
+}
+
+class ModelTest : public testing::TestWithParam<const char*> {
+ protected:
+  std::string Name() const {  // the folder of a GGUF file holds its golden
+    const std::string param = GetParam();
+    return param.substr(0, param.find('/'));
+  }
+  TestModel Load(DType dtype) const {
+    return LoadTestModel(GoldenPath(std::string("models/") + GetParam()), dtype);
+  }
+};
+
+TEST_P(ModelTest, WholePrefillAgrees) {
+  const Golden golden = ReadGolden(Name());
+  TestModel model = Load(DType::kF32);
+  EXPECT_LT(RelativeError(Prefill(&model, golden.tokens, 1 << 20), golden.logits), kTolerance);
+}
+
+TEST_P(ModelTest, ChunkedPrefillAgrees) {
+  const Golden golden = ReadGolden(Name());
+  ASSERT_GT(golden.tokens.size(), 128u) << "too short to be cut";
+  TestModel model = Load(DType::kF32);
+  EXPECT_LT(RelativeError(Prefill(&model, golden.tokens, 128), golden.logits), kTolerance);
+}
+
+TEST_P(ModelTest, DecodeAgrees) {
+  const Golden golden = ReadGolden(Name());
+  TestModel model = Load(DType::kF32);
+  const size_t prompt = 3, n = golden.tokens.size();
+  TestSequence sequence(&model, {golden.tokens.begin(), golden.tokens.begin() + prompt}, Full(),
+                        KeepAll(), n);
+  std::vector<float> logits = RunStep(&model, {{&sequence, int64_t(prompt)}})[0];
+  for (size_t i = prompt; i < n; ++i) {
+    const std::vector<float> row = Decode(&model, &sequence, golden.tokens[i]);
+    logits.insert(logits.end(), row.begin(), row.end());
+  }
+  EXPECT_LT(RelativeError(logits, golden.logits), kTolerance);
+}
+
+TEST_P(ModelTest, BF16AgreesWithinItsTolerance) {
+  const Golden golden = ReadGolden(Name());
+  TestModel model = Load(DType::kBF16);
+  const std::vector<float> whole = Prefill(&model, golden.tokens, 1 << 20);
+  EXPECT_LT(NormError(whole, golden.logits), kBF16Tolerance);
+  EXPECT_LT(RelativeError(Prefill(&model, golden.tokens, 128), whole), kBF16Tolerance);
+}
+
+TEST_P(ModelTest, BatchedIsAlone) {
+  const Golden golden = ReadGolden(Name());
+  const std::vector<int32_t>& t = golden.tokens;
+  TestModel model = Load(DType::kF32);
+  // Three sequences in one step: a whole prefill, the second chunk of another, and a decode.
+  TestSequence a(&model, {t.begin(), t.begin() + 70}, Full(), KeepAll(), 0);
+  TestSequence b(&model, t, Full(), KeepAll(), 0);
+  TestSequence c(&model, {t.begin(), t.begin() + 40}, Full(), KeepAll(), 8);
+  RunStep(&model, {{&b, 128}, {&c, 40}});
+  const int64_t rest = b.left(), vocab = model.model->config().vocab;
+  // The decode's token is set through Decode's own path, so give it a step alone first.
+  Decode(&model, &c, t[40]);
+  const auto out = RunStep(&model, {{&a, 70}, {&b, rest}});
+  auto rows = [&](size_t begin, size_t end) {
+    return std::vector<float>(golden.logits.begin() + begin * vocab,
+                              golden.logits.begin() + end * vocab);
+  };
+  EXPECT_LT(RelativeError(out[0], rows(0, 70)), kTolerance);
+  EXPECT_LT(RelativeError(out[1], rows(128, t.size())), kTolerance);
+  EXPECT_LT(RelativeError(Decode(&model, &c, t[41]), rows(41, 42)), kTolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, ModelTest,
+                         testing::Values("llama_llama3", "llama_llama3/model.gguf", "llama_linear",
+                                         "qwen2_yarn", "qwen3", "pangu_embedded"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace_if(
+                               name.begin(), name.end(), [](char c) { return !isalnum(c); }, '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace entropyserve

@@ -1,0 +1,102 @@
+#include "tests/model_testing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <utility>
+
+#include "kernels/check.h"
+
+namespace entropyserve {
+
+TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows, int64_t pages) {
+  TestModel t;
+  t.backend = MakeCpuBackend(2);
+  auto checkpoint = Checkpoint::Open(path);
+  if (!checkpoint.ok()) std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str());
+  Check(checkpoint.ok(), "golden checkpoint");
+  t.checkpoint = *std::move(checkpoint);
+  auto model =
+      Transformer::Load(*t.checkpoint, t.backend.get(),
+                        {.dtype = dtype, .step_rows = rows, .max_context = 8192, .max_seqs = rows});
+  if (!model.ok()) std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
+  Check(model.ok(), "golden model");
+  t.model = *std::move(model);
+  auto pool = PagePool::Create(t.backend.get(), dtype, t.model->config().head_dim, pages);
+  Check(pool.ok(), "test pool");
+  t.pool = *std::move(pool);
+  return t;
+}
+
+TestSequence::TestSequence(TestModel* model, std::vector<int32_t> prompt, PrefillPolicy prefill,
+                           KvPolicy kv, int64_t max_new)
+    : TestSequence(model,
+                   std::make_unique<SequenceCache>(model->backend.get(), model->pool.get(),
+                                                   model->model->shape()),
+                   std::move(prompt), std::move(prefill), std::move(kv), max_new) {}
+
+TestSequence::TestSequence(TestModel*, std::unique_ptr<SequenceCache> cache,
+                           std::vector<int32_t> prompt, PrefillPolicy prefill, KvPolicy kv,
+                           int64_t max_new) {
+  sequence_.owned = std::move(cache);
+  sequence_.cache = sequence_.owned.get();
+  sequence_.input = std::move(prompt);
+  sequence_.plan = {.prompt = int64_t(sequence_.input.size()),
+                    .max_new = max_new,
+                    .prefill = prefill.params,
+                    .kv = kv.params,
+                    .keep = true,
+                    .trace = true};
+  sequence_.request.prefill = std::move(prefill);
+  sequence_.request.kv = std::move(kv);
+  Check(sequence_.cache->BeginTurn(sequence_.plan).ok(), "pages for the test");
+}
+
+std::vector<std::vector<float>> RunStep(
+    TestModel* model, const std::vector<std::pair<TestSequence*, int64_t>>& work) {
+  StepBatch step(model->backend.get());
+  step.Clear();
+  int64_t rows = 0;
+  for (const auto& [test, tokens] : work) {
+    Sequence& s = test->sequence_;
+    s.cache->Append(tokens);
+    step.Add(&s, tokens, s.prefilling(), false, {});
+    rows += tokens;
+  }
+  Check(model->model->EnsureRows(rows).ok() && step.Upload(), "memory for the test");
+  std::vector<int32_t> all(rows);
+  for (int64_t i = 0; i < rows; ++i) all[i] = int32_t(i);
+  DeviceArray<int32_t> logit_rows(model->backend.get(), rows);
+  model->backend->CopyIn(logit_rows.data(), all.data(), rows * sizeof(int32_t));
+  const float* logits =
+      model->model->Forward(step.batch(), model->pool->kv(), logit_rows.data(), rows);
+  const int64_t vocab = model->model->config().vocab;
+  std::vector<std::vector<float>> out;
+  for (const auto& [test, tokens] : work) {
+    out.emplace_back(tokens * vocab);
+    model->backend->CopyOut(out.back().data(), logits, out.back().size() * sizeof(float));
+    logits += tokens * vocab;
+    Sequence& s = test->sequence_;
+    s.cache->Advance(tokens);
+    if (s.prefilling()) s.prefilled += tokens;
+  }
+  return out;
+}
+
+std::vector<float> Decode(TestModel* model, TestSequence* sequence, int32_t token) {
+  sequence->sequence_.last_token = token;
+  return RunStep(model, {{sequence, 1}})[0];
+}
+
+double RelativeError(const std::vector<float>& a, const std::vector<float>& b) {
+  Check(a.size() == b.size() && !a.empty(), "sizes");
+  double worst = 0, scale = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (!std::isfinite(a[i])) return INFINITY;
+    worst = std::max(worst, std::abs(double(a[i]) - double(b[i])));
+    scale = std::max(scale, std::abs(double(b[i])));
+  }
+  return worst / scale;
+}
+
+}  // namespace entropyserve
