@@ -1,0 +1,163 @@
+// entropyserve-client chat: a conversation at the terminal. With a session on the server only the
+// new message travels; without, the whole history does.
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "client/command.h"
+#include "client/request_flags.h"
+#include "client/terminal.h"
+
+namespace entropyserve {
+namespace {
+
+constexpr char kUsage[] =
+    "entropyserve-client chat [flags]\n"
+    "Reads a message per line from standard input and streams the answers. /file PATH adds a file "
+    "to the next\n"
+    "message, /receipt prints what the last answer cost, /quit or end of input ends.\n";
+
+struct ChatFlags {
+  ConnectionFlags connection;
+  std::string system, session = "auto";
+  v1::GenerateRequest request;
+};
+
+class Chat {
+ public:
+  Chat(const ChatFlags& flags, Client* client, InterruptGuard* guard)
+      : flags_(flags), client_(client), guard_(guard) {}
+
+  int Run() {
+    if (const absl::Status status = OpenSession(); !status.ok()) return Report(status);
+    if (!flags_.system.empty()) Append("system", flags_.system);
+    const bool prompt = isatty(STDIN_FILENO) != 0;
+    std::string line;
+    int exit_code = kExitOk;
+    while (exit_code == kExitOk) {
+      if (prompt) std::fputs("> ", stderr);
+      if (!std::getline(std::cin, line) || line == "/quit") break;
+      if (!line.empty()) exit_code = Handle(line);
+    }
+    if (!session_.empty()) (void)client_->DeleteSession(session_);
+    return exit_code;
+  }
+
+ private:
+  absl::Status OpenSession() {
+    if (flags_.session == "off") return absl::OkStatus();
+    const absl::StatusOr<v1::Session> session = client_->CreateSession();
+    if (session.ok()) {
+      session_ = session->id();
+      return absl::OkStatus();
+    }
+    if (flags_.session == "auto" && session.status().code() == absl::StatusCode::kUnimplemented) {
+      return absl::OkStatus();
+    }
+    return session.status();
+  }
+
+  int Handle(const std::string& line) {
+    constexpr std::string_view kFile = "/file ";
+    if (line.substr(0, kFile.size()) == kFile) {
+      const absl::StatusOr<std::string> text = ReadText(line.substr(kFile.size()));
+      if (!text.ok()) {
+        ReportUsage(std::string(text.status().message()));
+      } else {
+        attachment_ += *text + "\n\n";
+        std::fprintf(stderr, "(%zu bytes go with the next message)\n", text->size());
+      }
+      return kExitOk;
+    }
+    if (line == "/receipt") {
+      std::fputs(receipt_.c_str(), stderr);
+      return kExitOk;
+    }
+    if (line[0] == '/') {
+      ReportUsage("no such command: " + line);
+      return kExitOk;
+    }
+    Append("user", attachment_ + line);
+    attachment_.clear();
+    return Ask();
+  }
+
+  void Append(const char* role, const std::string& content) {
+    v1::Message& message = *messages_.add_messages();
+    message.set_role(role);
+    message.set_content(content);
+  }
+
+  int Ask() {
+    v1::GenerateRequest request = flags_.request;
+    request.set_session_id(session_);
+    request.set_progress(true);
+    *request.mutable_messages() = messages_;
+    ProgressBar bar(isatty(STDERR_FILENO) != 0);
+    const bool is_terminal = isatty(STDOUT_FILENO) != 0;
+    std::string answer;
+    CancelToken cancel;
+    guard_->Watch(&cancel);
+    const absl::Status status =
+        client_->Generate(request,
+                          [&](const v1::GenerateEvent& event) {
+                            if (event.has_progress()) bar.Update(event.progress());
+                            if (event.has_tokens()) {
+                              bar.Clear();
+                              const std::string& text = event.tokens().text();
+                              answer += text;
+                              std::fputs((is_terminal ? Printable(text) : text).c_str(), stdout);
+                              std::fflush(stdout);
+                            }
+                            if (event.has_finished()) receipt_ = FormatReceipt(event.finished());
+                          },
+                          {flags_.connection.deadline_seconds, &cancel});
+    guard_->Watch(nullptr);
+    bar.Clear();
+    std::fputs("\n", stdout);
+    std::fflush(stdout);
+    if (!status.ok() && !cancel.cancelled()) return Report(status);
+    Remember(answer);
+    return kExitOk;
+  }
+
+  // The server's session keeps what was said; without one it is kept here.
+  void Remember(const std::string& answer) {
+    if (session_.empty()) {
+      Append("assistant", answer);
+    } else {
+      messages_.clear_messages();
+    }
+  }
+
+  const ChatFlags& flags_;
+  Client* const client_;
+  InterruptGuard* const guard_;
+  std::string session_, attachment_, receipt_;
+  v1::Messages messages_;  // that the server does not have yet
+};
+
+}  // namespace
+
+int RunChat(const std::vector<std::string>& args) {
+  ChatFlags flags;
+  FlagSet set(kUsage, kClientEnvPrefix);
+  set.Section("Conversation");
+  set.Add("system", &flags.system, "the system message");
+  set.AddChoice("session", &flags.session, {"auto", "on", "off"},
+                "keep the conversation on the server; auto: where it can");
+  AddRequestFlags(&set, &flags.request);
+  AddConnectionFlags(&set, &flags.connection);
+  std::vector<std::string> positional;
+  int exit_code = kExitOk;
+  if (!ParseCommandLine(&set, args, 0, &positional, &exit_code)) return exit_code;
+  InterruptGuard guard;
+  const absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(flags.connection.options);
+  if (!client.ok()) return ReportUsage(std::string(client.status().message()));
+  return Chat(flags, client->get(), &guard).Run();
+}
+
+}  // namespace entropyserve

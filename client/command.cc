@@ -1,0 +1,119 @@
+#include "client/command.h"
+
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <sstream>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/base/mutex.h"
+#include "engine/base/status_details.h"
+
+namespace entropyserve {
+
+void AddConnectionFlags(FlagSet* flags, ConnectionFlags* connection) {
+  flags->Section("Connection");
+  flags->Add("server", &connection->options.server, "HOST:PORT of the server");
+  flags->Add("api-key", &connection->options.api_key,
+             "bearer key; better from the environment than from here");
+  flags->Add("tls-ca", &connection->options.tls_ca, "PEM roots; empty: plaintext");
+  flags->Add("tls-cert", &connection->options.tls_cert, "PEM client certificate, for mTLS");
+  flags->Add("tls-key", &connection->options.tls_key, "its PEM private key");
+  flags->Add("deadline-seconds", &connection->deadline_seconds, "give up after this; 0: never");
+  flags->Add("attempts", &connection->options.max_attempts,
+             "attempts in all while the server is full or away");
+}
+
+bool ParseCommandLine(FlagSet* flags, const std::vector<std::string>& args, size_t max_positional,
+                      std::vector<std::string>* positional, int* exit_code) {
+  absl::StatusOr<std::vector<std::string>> parsed = flags->Parse(args);
+  if (flags->help_requested()) {
+    std::fputs(flags->Help().c_str(), stdout);
+    *exit_code = kExitOk;
+    return false;
+  }
+  if (!parsed.ok()) {
+    *exit_code = ReportUsage(std::string(parsed.status().message()));
+    return false;
+  }
+  if (parsed->size() > max_positional) {
+    *exit_code = ReportUsage(absl::StrCat("unexpected argument \"", (*parsed)[max_positional],
+                                          "\"; quote a prompt of several words"));
+    return false;
+  }
+  *positional = *std::move(parsed);
+  return true;
+}
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return kExitOk;
+  std::string hint;
+  if (Reason(status) == kNoChatTemplate) hint = " (try --raw)";
+  std::fprintf(stderr, "entropyserve-client: %s: %s%s\n",
+               absl::StatusCodeToString(status.code()).c_str(),
+               std::string(status.message()).c_str(), hint.c_str());
+  return kExitServer;
+}
+
+int ReportUsage(const std::string& message) {
+  std::fprintf(stderr, "entropyserve-client: %s\n", message.c_str());
+  return kExitUsage;
+}
+
+struct InterruptGuard::Impl {
+  std::atomic<bool> stop = false;
+  Mutex mutex;
+  CancelToken* token ABSL_GUARDED_BY(mutex) = nullptr;
+  std::thread thread;
+
+  void OnInterrupt() {
+    MutexLock lock(&mutex);
+    if (token == nullptr || token->cancelled()) _exit(kExitInterrupted);
+    token->Cancel();
+  }
+};
+
+InterruptGuard::InterruptGuard() : impl_(std::make_unique<Impl>()) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  impl_->thread = std::thread([impl = impl_.get(), set] {
+    const timespec poll = {0, 50'000'000};  // how late the guard's end may be noticed
+    while (!impl->stop.load()) {
+      if (sigtimedwait(&set, nullptr, &poll) == SIGINT) impl->OnInterrupt();
+    }
+  });
+}
+
+InterruptGuard::~InterruptGuard() {
+  impl_->stop.store(true);
+  impl_->thread.join();
+}
+
+void InterruptGuard::Watch(CancelToken* token) {
+  MutexLock lock(&impl_->mutex);
+  impl_->token = token;
+}
+
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  std::ostringstream text;
+  if (path == "-") {
+    text << std::cin.rdbuf();
+    return text.str();
+  }
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  text << file.rdbuf();
+  if (file.bad()) return absl::NotFoundError(absl::StrCat("cannot read ", path));
+  return text.str();
+}
+
+}  // namespace entropyserve

@@ -1,0 +1,68 @@
+// A subcommand of entropyserve-client: one file each, listed in main.cc.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/client.h"
+#include "engine/base/flag_set.h"
+
+namespace entropyserve {
+
+// Exit codes of every subcommand.
+inline constexpr int kExitOk = 0, kExitServer = 1, kExitUsage = 2, kExitInterrupted = 130;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(const std::vector<std::string>& args);
+};
+
+int RunGenerate(const std::vector<std::string>& args);
+int RunChat(const std::vector<std::string>& args);
+int RunModels(const std::vector<std::string>& args);
+int RunTokenize(const std::vector<std::string>& args);
+int RunDetokenize(const std::vector<std::string>& args);
+
+// --server, --api-key and so on, also from ENTROPYSERVE_CLIENT_SERVER ... and --config=FILE.
+struct ConnectionFlags {
+  ClientOptions options;
+  double deadline_seconds = 0;
+};
+inline constexpr char kClientEnvPrefix[] = "ENTROPYSERVE_CLIENT_";
+void AddConnectionFlags(FlagSet* flags, ConnectionFlags* connection);
+
+// Parses; when the subcommand is over already (--help, a wrong flag), says so on the terminal and
+// sets `exit_code`. At most `max_positional` arguments.
+bool ParseCommandLine(FlagSet* flags, const std::vector<std::string>& args, size_t max_positional,
+                      std::vector<std::string>* positional, int* exit_code);
+
+// One line on stderr; returns the exit code that belongs to the status.
+int Report(const absl::Status& status);
+int ReportUsage(const std::string& message);
+
+// What Ctrl-C does while it lives: cancels the watched token, or ends the program when none is
+// watched or the token was cancelled already. Made before any other thread starts, so that all of
+// them leave the signal to it.
+class InterruptGuard {
+ public:
+  InterruptGuard();
+  ~InterruptGuard();
+  InterruptGuard(const InterruptGuard&) = delete;
+  InterruptGuard& operator=(const InterruptGuard&) = delete;
+
+  // nullptr: none. A token is watched until the next call; it outlives that.
+  void Watch(CancelToken* token);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// A file's bytes, or standard input's for "-". NOT_FOUND.
+absl::StatusOr<std::string> ReadText(const std::string& path);
+
+}  // namespace entropyserve

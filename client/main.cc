@@ -1,0 +1,53 @@
+// entropyserve-client: subcommands in a table. Exit codes: 0 done, 1 the server refused or failed,
+// 2 wrong usage, 130 interrupted.
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
+#include <signal.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "client/command.h"
+
+namespace entropyserve {
+namespace {
+
+constexpr Command kCommands[] = {
+    {"generate", "stream an answer to a prompt", RunGenerate},
+    {"chat", "talk to the model", RunChat},
+    {"models", "show the model, the load and the memory", RunModels},
+    {"tokenize", "text to token ids", RunTokenize},
+    {"detokenize", "token ids to text", RunDetokenize},
+};
+
+void PrintHelp() {
+  std::puts(
+      "entropyserve-client COMMAND [flags]\n"
+      "Talks to an EntropyServe server.\n\nCommands (each has --help):");
+  for (const Command& command : kCommands)
+    std::printf("  %-12s %s\n", command.name, command.summary);
+}
+
+int Main(const std::vector<std::string>& args) {
+  // The libraries' own messages would mix with the answer; every failure is reported once, by us.
+  gpr_set_log_function([](gpr_log_func_args*) {});
+  google::protobuf::SetLogHandler(nullptr);
+  signal(SIGPIPE, SIG_DFL);
+  if (args.empty()) return ReportUsage("expected a command; --help lists them");
+  if (args[0] == "--help" || args[0] == "-h" || args[0] == "help") {
+    PrintHelp();
+    return kExitOk;
+  }
+  for (const Command& command : kCommands) {
+    if (args[0] == command.name) return command.run({args.begin() + 1, args.end()});
+  }
+  return ReportUsage("no such command: " + args[0] + "; --help lists them");
+}
+
+}  // namespace
+}  // namespace entropyserve
+
+int main(int argc, char** argv) {
+  return entropyserve::Main(std::vector<std::string>(argv + 1, argv + argc));
+}
