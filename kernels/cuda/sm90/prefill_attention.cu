@@ -1,0 +1,190 @@
+#include "kernels/cuda/sm90/prefill_attention.h"
+
+#include <cuda.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cuda/sm90/prefill_attention.cuh"
+#include "kernels/cuda/sm90/work.cuh"
+
+namespace entropyserve::sm90 {
+
+extern template cudaError_t LaunchAttentionKernel<64>(const AttentionKernelParams&, int,
+                                                      cudaStream_t);
+extern template cudaError_t LaunchAttentionKernel<128>(const AttentionKernelParams&, int,
+                                                       cudaStream_t);
+
+__global__ void __launch_bounds__(1024, 1) BuildWorkKernel(const BuildWorkParams p) {
+  __shared__ int32_t
+      next[kLengthBuckets];  // tiles per bucket, then the next free place of a bucket
+  for (int b = threadIdx.x; b < kLengthBuckets; b += blockDim.x) next[b] = 0;
+  if (threadIdx.x == 0) *p.work.claimed = 0;
+  __syncthreads();
+  const int32_t items = p.num_segments * p.shape.kv_heads;
+  auto tiles_of = [&](const WorkItem& item) {
+    return (item.rows + kTileRows - 1) / kTileRows * p.work.group;
+  };
+  for (int32_t i = threadIdx.x; i < items; i += blockDim.x) {
+    const WorkItem item = MakeWorkItem(p, i);
+    p.work.items[i] = item;
+    atomicAdd(&next[LengthBucket(item.key_tiles)], tiles_of(item));
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {  // exclusive sums, 32 buckets at a time
+    int32_t before = 0;
+    for (int b = threadIdx.x; b < kLengthBuckets; b += 32) {
+      const int32_t own = next[b];
+      int32_t sum = own;
+      for (int d = 1; d < 32; d *= 2) {
+        const int32_t lower = __shfl_up_sync(0xffffffff, sum, d);
+        if (threadIdx.x >= d) sum += lower;
+      }
+      next[b] = before + sum - own;
+      before += __shfl_sync(0xffffffff, sum, 31);
+    }
+  }
+  __syncthreads();
+  for (int32_t i = threadIdx.x; i < items; i += blockDim.x) {
+    const WorkItem item = p.work.items[i];
+    const int32_t count = tiles_of(item);
+    const int32_t first = atomicAdd(&next[LengthBucket(item.key_tiles)], count);
+    for (int32_t sub = 0; sub < count; ++sub) p.work.tiles[first + sub] = {i, sub};
+  }
+}
+
+namespace {
+
+constexpr size_t kAlign = 256;
+
+size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Delta Attention's correction with strides that a tile cannot handle alone: out += difference of
+// the last probe. One CTA per segment row tile and head.
+__global__ void CorrectRowsKernel(const BatchSeq* seqs, const BatchSegment* segments,
+                                  BlockLists lists, const float* differences, uint16_t* out,
+                                  int32_t heads, int32_t kv_heads, int32_t head_dim) {
+  const BatchSegment segment = segments[blockIdx.x];
+  const int32_t head = blockIdx.y;
+  const int32_t stride = seqs[segment.seq].policy.correction;
+  const int32_t kv_head = head / (heads / kv_heads);
+  if (stride <= 0 || (stride >= kMinTileStride && stride <= kTileRows)) return;
+  if (lists.counts[int64_t{blockIdx.x} * kv_heads + kv_head] < 0) return;
+  for (int32_t i = threadIdx.x; i < segment.rows * head_dim; i += blockDim.x) {
+    const int32_t row = i / head_dim, column = i % head_dim;
+    const int64_t probe = segment.row_begin + row / stride * stride;
+    uint16_t& x = out[((int64_t{segment.row_begin} + row) * heads + head) * head_dim + column];
+    const float corrected = __uint_as_float(uint32_t{x} << 16) +
+                            differences[(probe * heads + head) * head_dim + column];
+    x = uint16_t(PackBF16(corrected, 0));
+  }
+}
+
+using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's encoder, found at run time so that nothing links against libcuda.
+EncodeTiled FindEncoder() {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+  const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                         cudaEnableDefault, &found);
+  return e == cudaSuccess && found == cudaDriverEntryPointSuccess
+             ? reinterpret_cast<EncodeTiled>(function)
+             : nullptr;
+}
+
+// bf16, 128-byte swizzle; strides in bytes, of dimensions 1 to 3.
+bool EncodeMap(EncodeTiled encode, CUtensorMap* map, const void* base, const cuuint64_t (&dims)[4],
+               const cuuint64_t (&strides)[3], const cuuint32_t (&box)[4]) {
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(base), dims, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool EncodeMaps(const PrefillAttentionParams& p, AttentionKernelParams* k) {
+  static const EncodeTiled encode = FindEncoder();
+  if (encode == nullptr) return false;
+  const cuuint64_t d = p.shape.head_dim, row_bytes = d * 2, spans = d / 64;
+  const cuuint32_t span_box = cuuint32_t(spans);
+  const cuuint64_t heads = p.shape.heads, groups = cuuint64_t(p.pool.pages) * kGroupsPerPage;
+  auto pool = [&](CUtensorMap* map, const void* base, cuuint32_t box_groups) {
+    return EncodeMap(encode, map, base, {64, kGroupKeys, spans, groups},
+                     {row_bytes, 128, row_bytes * kGroupKeys},
+                     {64, kGroupKeys, span_box, box_groups});
+  };
+  return EncodeMap(encode, &k->q, p.q, {64, cuuint64_t(p.batch->rows), spans, heads},
+                   {row_bytes * heads, 128, row_bytes}, {64, kTileRows, span_box, 1}) &&
+         pool(&k->k_page, p.pool.k, kGroupsPerPage) && pool(&k->v_page, p.pool.v, kGroupsPerPage) &&
+         pool(&k->k_group, p.pool.k, 1) && pool(&k->v_group, p.pool.v, 1);
+}
+
+// Whether some sequence's stride needs CorrectRowsKernel.
+bool HasOtherStrides(const Batch& batch) {
+  for (int32_t i = 0; i < batch.num_segments; ++i) {
+    const int32_t stride = batch.seqs[batch.segments[i].seq].policy.correction;
+    if (stride > 0 && (stride < kMinTileStride || stride > kTileRows)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+size_t PrefillAttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t segments) {
+  const int64_t tiles = (rows / kTileRows + segments) * shape.heads;
+  return AlignUp(segments * shape.kv_heads * sizeof(WorkItem)) + AlignUp(tiles * sizeof(WorkTile)) +
+         AlignUp(sizeof(int32_t));
+}
+
+cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratch,
+                                   size_t scratch_bytes, cudaStream_t stream) {
+  const Batch& batch = *p.batch;
+  if (batch.num_segments == 0) return cudaSuccess;
+  if (!SupportsPrefillAttention(90, p.pool.dtype, p.shape) ||
+      scratch_bytes < PrefillAttentionScratchBytes(p.shape, batch.rows, batch.num_segments))
+    return cudaErrorInvalidValue;
+  int device = 0, processors = 0;
+  if (cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  if (cudaError_t e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+      e != cudaSuccess)
+    return e;
+
+  AttentionKernelParams k = {};
+  if (!EncodeMaps(p, &k)) return cudaErrorInvalidValue;
+  k.out = static_cast<uint16_t*>(p.out);
+  k.probe_out = const_cast<float*>(p.probe_out);
+  k.heads = p.shape.heads;
+  k.scale_log2 = float(M_LOG2E / std::sqrt(double(p.shape.head_dim)));
+  uint8_t* at = static_cast<uint8_t*>(scratch);
+  k.work.items = reinterpret_cast<WorkItem*>(at);
+  at += AlignUp(int64_t{batch.num_segments} * p.shape.kv_heads * sizeof(WorkItem));
+  k.work.claimed = reinterpret_cast<int32_t*>(at);
+  k.work.tiles = reinterpret_cast<WorkTile*>(at + kAlign);
+  k.work.group = p.shape.group();
+  for (int32_t i = 0; i < batch.num_segments; ++i)
+    k.work.total += CeilDiv(batch.segments[i].rows, kTileRows) * p.shape.heads;
+
+  const BuildWorkParams build = {.work = k.work,
+                                 .seqs = batch.device_seqs,
+                                 .segments = batch.device_segments,
+                                 .num_segments = batch.num_segments,
+                                 .layer = p.layer,
+                                 .shape = p.shape,
+                                 .lists = p.lists,
+                                 .has_probes = p.probe_out != nullptr};
+  BuildWorkKernel<<<1, 1024, 0, stream>>>(build);
+  if (cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
+  const int ctas = std::min(processors, k.work.total);
+  const cudaError_t e = p.shape.head_dim == 128 ? LaunchAttentionKernel<128>(k, ctas, stream)
+                                                : LaunchAttentionKernel<64>(k, ctas, stream);
+  if (e != cudaSuccess || p.probe_out == nullptr || p.lists.counts == nullptr ||
+      !HasOtherStrides(batch))
+    return e;
+  CorrectRowsKernel<<<dim3(batch.num_segments, p.shape.heads), 256, 0, stream>>>(
+      batch.device_seqs, batch.device_segments, p.lists, p.probe_out, k.out, p.shape.heads,
+      p.shape.kv_heads, p.shape.head_dim);
+  return cudaGetLastError();
+}
+
+}  // namespace entropyserve::sm90

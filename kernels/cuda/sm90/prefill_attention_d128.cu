@@ -1,0 +1,7 @@
+#include "kernels/cuda/sm90/prefill_attention.cuh"
+
+namespace entropyserve::sm90 {
+
+template cudaError_t LaunchAttentionKernel<128>(const AttentionKernelParams&, int, cudaStream_t);
+
+}  // namespace entropyserve::sm90

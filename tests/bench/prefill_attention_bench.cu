@@ -1,0 +1,271 @@
+// Prefill attention on sm_90a: checks against a plain fp32 reference, then times.
+//
+//   prefill_attention_bench [--check] [--small] [--time] [--ceiling=TFLOP/s]
+//   [--lengths=32768,65536,131072]
+//
+// --check: random shapes and two long ones. --small: a few tiny shapes, for compute-sanitizer.
+// --time: one layer of the Llama-3.1-8B shape. Without any of the three: check, then time. Exit
+// status 1 when a check fails.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "kernels/cuda/sm90/prefill_attention.h"
+#include "tests/bench/prefill_attention_fixture.h"
+
+namespace entropyserve::bench {
+namespace {
+
+constexpr double kMaxPairError =
+    1e-2;  // ||out - ref|| / ||ref|| of a (segment, head): bf16 operands
+constexpr double kMaxRowError = 3e-2;  // of one row
+
+class Runner {
+ public:
+  explicit Runner(Problem& problem)
+      : problem_(problem),
+        scratch_(sm90::PrefillAttentionScratchBytes(problem.params().shape,
+                                                    problem.params().batch->rows,
+                                                    problem.params().batch->num_segments)) {}
+  void Run() {
+    Must(sm90::LaunchPrefillAttention(problem_.params(), scratch_.get(), scratch_.size(), nullptr));
+  }
+
+ private:
+  Problem& problem_;
+  DeviceArray<uint8_t> scratch_;
+};
+
+float Widen(uint16_t x) {
+  const uint32_t bits = uint32_t{x} << 16;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+struct Errors {
+  double pair = 0, row = 0;  // worst relative ones
+  int64_t touched = 0;       // values written outside of segments
+  bool ok() const { return pair < kMaxPairError && row < kMaxRowError && touched == 0; }
+};
+
+// Compares the pairs' rows, correction applied in fp32.
+Errors Compare(const Problem& problem, const std::vector<ReferencePair>& pairs,
+               const std::vector<float>& probes, const std::vector<uint16_t>& out) {
+  const AttentionShape shape = problem.params().shape;
+  const int32_t d = shape.head_dim;
+  int32_t max_rows = 0;
+  for (const ReferencePair& pair : pairs)
+    max_rows = std::max(max_rows, problem.segments()[pair.segment].rows);
+  const std::vector<float> reference = problem.Reference(pairs, max_rows);
+  Errors errors;
+  for (size_t n = 0; n < pairs.size(); ++n) {
+    const BatchSegment& segment = problem.segments()[pairs[n].segment];
+    const int32_t count =
+        problem
+            .counts()[int64_t{pairs[n].segment} * shape.kv_heads + pairs[n].head / shape.group()];
+    const int32_t stride = count < 0 ? 0 : problem.spec(segment.seq).correction;
+    const float* pair_reference = reference.data() + n * max_rows * d;
+    double pair_diff = 0, pair_norm = 0;
+    for (int32_t i = 0; i < segment.rows; ++i) {
+      double diff = 0, norm = 0;
+      const int64_t row = (int64_t{segment.row_begin} + i) * shape.heads + pairs[n].head;
+      for (int32_t c = 0; c < d; ++c) {
+        double expect = pair_reference[i * d + c];
+        if (stride > 0) {
+          const int32_t m = i / stride * stride;
+          const int64_t probe = (int64_t{segment.row_begin} + m) * shape.heads + pairs[n].head;
+          expect += double(probes[probe * d + c]) - pair_reference[m * d + c];
+        }
+        const double delta = Widen(out[row * d + c]) - expect;
+        diff += delta * delta;
+        norm += expect * expect;
+      }
+      const double error = std::sqrt(diff / norm);
+      if (!(error <= errors.row)) errors.row = std::isnan(error) ? INFINITY : error;
+      pair_diff += diff;
+      pair_norm += norm;
+    }
+    const double error = std::sqrt(pair_diff / pair_norm);
+    if (!(error <= errors.pair)) errors.pair = std::isnan(error) ? INFINITY : error;
+  }
+  return errors;
+}
+
+int64_t CountTouched(const Problem& problem, const std::vector<uint16_t>& out) {
+  const AttentionShape shape = problem.params().shape;
+  std::vector<bool> inside(problem.params().batch->rows);
+  for (const BatchSegment& segment : problem.segments())
+    std::fill_n(inside.begin() + segment.row_begin, segment.rows, true);
+  const int64_t width = int64_t{shape.heads} * shape.head_dim;
+  int64_t touched = 0;
+  for (size_t row = 0; row < inside.size(); ++row) {
+    for (int64_t c = 0; !inside[row] && c < width; ++c) touched += out[row * width + c] != 0xffff;
+  }
+  return touched;
+}
+
+// All pairs where max_pairs allows it, else evenly spread ones.
+Errors CheckProblem(Problem& problem, size_t max_pairs) {
+  std::vector<ReferencePair> all, pairs;
+  for (int32_t s = 0; s < int32_t(problem.segments().size()); ++s) {
+    for (int32_t h = 0; h < problem.params().shape.heads; ++h) all.push_back({s, h});
+  }
+  const size_t n = std::min(all.size(), max_pairs);
+  for (size_t i = 0; i < n; ++i) pairs.push_back(all[all.size() - 1 - i * all.size() / n]);
+  std::vector<float> probes;
+  if (problem.probe_out() != nullptr) {
+    probes.resize(size_t(problem.params().batch->rows) * problem.params().shape.heads *
+                  problem.params().shape.head_dim);
+    Must(cudaMemcpy(probes.data(), problem.probe_out(), probes.size() * sizeof(float),
+                    cudaMemcpyDeviceToHost));
+  }
+  problem.Poison();
+  Runner(problem).Run();
+  Must(cudaDeviceSynchronize());
+  const std::vector<uint16_t> out = problem.Out();
+  Errors errors = Compare(problem, pairs, probes, out);
+  errors.touched = CountTouched(problem, out);
+  return errors;
+}
+
+bool Report(const std::string& name, const Errors& errors) {
+  std::printf("%-4s %-58s pair %.2e row %.2e outside %lld\n", errors.ok() ? "ok" : "BAD",
+              name.c_str(), errors.pair, errors.row, static_cast<long long>(errors.touched));
+  return errors.ok();
+}
+
+bool CheckRandomShapes(int32_t count, bool small) {
+  bool ok = true;
+  std::mt19937 random(20260609);
+  auto pick = [&](std::vector<int32_t> values) { return values[random() % values.size()]; };
+  for (int32_t n = 0; n < count; ++n) {
+    const int32_t kv_heads = small ? 1 : pick({1, 2, 3});
+    const int32_t group = small ? pick({1, 3}) : pick({1, 2, 3, 4, 6, 7, 8});
+    const AttentionShape shape = {
+        .layers = 2, .heads = kv_heads * group, .kv_heads = kv_heads, .head_dim = n % 2 ? 64 : 128};
+    std::vector<SeqSpec> specs(small ? 1 : pick({1, 2, 3}));
+    std::string name = "d " + std::to_string(shape.head_dim) + " heads " +
+                       std::to_string(shape.heads) + "/" + std::to_string(kv_heads);
+    for (SeqSpec& spec : specs) {
+      spec.segment = small ? 128 : pick({128, 256, 512, 1024});
+      spec.block = pick({8, 16, 32, 64});
+      spec.correction = pick({0, 0, 8, 16, 32, 64, 128, std::min(spec.segment, 256)});
+      spec.appended = spec.segment * pick({0, 1, 2, 5});
+      spec.rows =
+          small ? 150 : pick({1, 100, spec.segment, spec.segment * 2 + 77, spec.segment * 3});
+      spec.max_past = pick({0, 60, 700});
+      spec.decode = !small && specs.size() > 1 && random() % 4 == 0;
+      name += " [S" + std::to_string(spec.segment) + " B" + std::to_string(spec.block) + " r" +
+              std::to_string(spec.correction) + " " + std::to_string(spec.appended) + "+" +
+              std::to_string(spec.rows) + (spec.decode ? " decode]" : "]");
+    }
+    specs[0].decode = false;
+    Problem problem(shape, specs, {}, n);
+    ok &= Report(name, CheckProblem(problem, 64));
+  }
+  return ok;
+}
+
+// The Llama-3.1-8B shape, one layer, a whole prompt in one step.
+Problem LlamaPrompt(int32_t tokens, int32_t budget, int32_t correction) {
+  const AttentionShape shape = {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128};
+  const ListSpec dense = {.dense_share = 1};
+  const ListSpec sparse = {
+      .dense_share = 0, .tokens = budget, .dense_prefix = 4096, .dense_suffix = 256};
+  return Problem(shape, {{.correction = correction, .rows = tokens}}, budget < 0 ? dense : sparse,
+                 1);
+}
+
+bool CheckLongPrompts() {
+  Problem dense = LlamaPrompt(32768, -1, 0);
+  bool ok = Report("llama-3.1-8b 32768 dense", CheckProblem(dense, 12));
+  Problem sparse = LlamaPrompt(32768, 2048, 32);
+  return Report("llama-3.1-8b 32768 budget 2048 correction 32", CheckProblem(sparse, 40)) && ok;
+}
+
+double MedianMilliseconds(Problem& problem) {
+  Runner runner(problem);
+  cudaEvent_t begin, end;
+  Must(cudaEventCreate(&begin));
+  Must(cudaEventCreate(&end));
+  std::vector<float> times;
+  constexpr int kWarmups = 2, kRuns = 9;
+  for (int i = 0; i < kWarmups + kRuns; ++i) {
+    Must(cudaEventRecord(begin));
+    runner.Run();
+    Must(cudaEventRecord(end));
+    Must(cudaEventSynchronize(end));
+    float ms = 0;
+    Must(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= kWarmups) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void Time(const std::vector<int32_t>& lengths, double ceiling) {
+  std::printf("%-34s %9s %9s %9s %11s\n", "one layer, 32/8 heads, d 128", "ms", "TFLOP/s",
+              "ceiling", "dense/this");
+  for (const int32_t tokens : lengths) {
+    double dense_ms = 0;
+    struct Row {
+      const char* name;
+      int32_t budget, correction;
+    };
+    for (const Row row :
+         {Row{"dense", -1, 0}, Row{"budget 2048", 2048, 0}, Row{"budget 4096", 4096, 0},
+          Row{"budget 6144", 6144, 0}, Row{"budget 2048 correction 32", 2048, 32}}) {
+      Problem problem = LlamaPrompt(tokens, row.budget, row.correction);
+      const double ms = MedianMilliseconds(problem);
+      if (row.budget < 0) dense_ms = ms;
+      const double rate = problem.MaskedPairs() * 4 * problem.params().shape.head_dim / ms * 1e-9;
+      std::printf("%6d %-27s %9.3f %9.0f %8.0f%% %10.2fx\n", tokens, row.name, ms, rate,
+                  100 * rate / ceiling, dense_ms / ms);
+      std::fflush(stdout);
+    }
+  }
+}
+
+int Main(int argc, char** argv) {
+  bool check = false, small = false, time = false;
+  double ceiling = 790;  // TFLOP/s: a bf16 8192^3 product on an H200, random data
+  std::vector<int32_t> lengths = {32768, 65536, 131072};
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg == "--check") {
+      check = true;
+    } else if (arg == "--small") {
+      small = true;
+    } else if (arg == "--time") {
+      time = true;
+    } else if (arg.starts_with("--ceiling=")) {
+      ceiling = std::atof(arg.c_str() + 10);
+    } else if (arg.starts_with("--lengths=")) {
+      lengths.clear();
+      for (const char* at = arg.c_str() + 10; *at != 0; at += *at == ',') {
+        char* end = nullptr;
+        lengths.push_back(int32_t(std::strtol(at, &end, 10)));
+        at = end;
+      }
+    } else {
+      std::fprintf(stderr, "unknown argument %s\n", arg.c_str());
+      return 2;
+    }
+  }
+  if (!check && !small && !time) check = time = true;
+  bool ok = true;
+  if (small) ok &= CheckRandomShapes(6, true);
+  if (check) ok &= CheckRandomShapes(60, false) && CheckLongPrompts();
+  if (ok && time) Time(lengths, ceiling);
+  std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
+  return ok ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace entropyserve::bench
+
+int main(int argc, char** argv) { return entropyserve::bench::Main(argc, argv); }

@@ -1,0 +1,119 @@
+// A prefill step with random contents for prefill_attention_bench: sequences over one shuffled
+// pool, per-head pasts, block lists, probes; and a plain fp32 reference on the GPU. Everything that
+// a kernel must not read is NaN.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <source_location>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+
+namespace entropyserve::bench {
+
+inline void Must(cudaError_t error,
+                 const std::source_location& where = std::source_location::current()) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "%s:%u: %s\n", where.file_name(), unsigned(where.line()),
+               cudaGetErrorString(error));
+  std::exit(1);
+}
+
+// Device memory for one vector.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  explicit DeviceArray(size_t n) : size_(n) { Must(cudaMalloc(&data_, n * sizeof(T) + 16)); }
+  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.size()) {
+    Must(cudaMemcpy(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  ~DeviceArray() { cudaFree(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  T* get() const { return data_; }
+  size_t size() const { return size_; }
+  void Fill(int byte) { Must(cudaMemset(data_, byte, size_ * sizeof(T))); }
+  std::vector<T> Host() const {
+    std::vector<T> host(size_);
+    Must(cudaMemcpy(host.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+  }
+
+ private:
+  T* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct ReferencePair {  // one (segment, query head) to compute
+  int32_t segment, head;
+};
+
+struct SeqSpec {
+  int32_t segment = 512, block = 8, correction = 0;
+  int32_t appended = 0;  // turn tokens before the step; a multiple of segment
+  int32_t rows = 0;
+  int32_t max_past = 0;  // per head: uniform in [0, max_past]
+  bool decode = false;   // its rows belong to no segment
+};
+
+// What the policy reads: blocks of (segment, kv head) as a share of the visible ones, or tokens.
+struct ListSpec {
+  double dense_share = 0.5;                    // of the (segment, kv head) pairs
+  int32_t tokens = -1;                         // budget; -1: random
+  int32_t dense_prefix = 0, dense_suffix = 0;  // tokens; as in PrefillParams
+};
+
+class Problem {
+ public:
+  Problem(const AttentionShape& shape, const std::vector<SeqSpec>& specs, const ListSpec& lists,
+          uint32_t seed);
+  Problem(const Problem&) = delete;  // params() points into it
+
+  PrefillAttentionParams params() const { return params_; }
+  const std::vector<BatchSegment>& segments() const { return segments_; }
+  const std::vector<int32_t>& counts() const { return counts_; }
+  const SeqSpec& spec(int32_t seq) const { return specs_[seq]; }
+  uint16_t* out() const { return out_.get(); }
+  const float* probe_out() const { return probes_.get(); }
+  void Poison();  // out: NaN everywhere
+  std::vector<uint16_t> Out() const { return out_.Host(); }
+  // Pairs inside the mask, times heads of a group, over all segments.
+  double MaskedPairs() const;
+  // fp32 outputs, without the correction: [pairs, max_rows, head_dim].
+  std::vector<float> Reference(const std::vector<ReferencePair>& pairs, int32_t max_rows) const;
+
+ private:
+  void MakeSequences(std::mt19937& random);
+  void MakeLists(const ListSpec& lists, std::mt19937& random);
+
+  AttentionShape shape_;
+  std::vector<SeqSpec> specs_;
+  uint32_t seed_;
+  std::vector<std::vector<HeadLength>> lengths_;  // [seqs][layers * kv_heads]
+  std::vector<BatchSeq> seqs_;
+  std::vector<BatchSegment> segments_;
+  std::vector<int32_t> counts_;
+  Batch batch_;
+  PrefillAttentionParams params_;
+  std::vector<DeviceArray<int32_t>> tables_;
+  std::vector<DeviceArray<HeadLength>> device_lengths_;
+  DeviceArray<uint16_t> q_, out_, k_, v_;
+  DeviceArray<int32_t> device_counts_, device_blocks_;
+  DeviceArray<float> probes_;
+  DeviceArray<BatchSeq> device_seqs_;
+  DeviceArray<BatchSegment> device_segments_;
+};
+
+}  // namespace entropyserve::bench
