@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/text/sentencepiece_model.h"
 #include "engine/text/tokenizer.h"
 #include "kernels/check.h"
 
@@ -66,6 +67,23 @@ inline std::unique_ptr<Tokenizer> LoadGoldenTokenizer(const std::string& name,
   if (!tokenizer.ok()) std::fprintf(stderr, "%s\n", tokenizer.status().ToString().c_str());
   Check(tokenizer.ok(), "the golden vocabulary loads");
   return *std::move(tokenizer);
+}
+
+// What a GGUF file made of the checked-in NAME.model would say.
+inline GgufTokenizerData GgufFromSentencePiece(const std::string& name) {
+  const auto model = ParseSentencePieceModel(ReadTextGolden(name + ".model"));
+  Check(model.ok(), "the golden model parses");
+  GgufTokenizerData data;
+  data.model = "llama";
+  data.bos_id = model->bos_id;
+  data.eos_id = model->eos_id;
+  data.unk_id = model->unk_id;
+  for (const SentencePieceModel::Piece& piece : model->pieces) {
+    data.tokens.push_back(piece.text);
+    data.scores.push_back(piece.score);
+    data.types.push_back(static_cast<int32_t>(piece.type));
+  }
+  return data;
 }
 
 }  // namespace entropyserve

@@ -135,22 +135,6 @@ GgufTokenizerData GgufFromJson(const std::string& name, const std::string& pre) 
   return data;
 }
 
-GgufTokenizerData GgufFromSentencePiece(const std::string& name) {
-  const auto model = ParseSentencePieceModel(ReadTextGolden(name + ".model"));
-  Check(model.ok(), "the golden model parses");
-  GgufTokenizerData data;
-  data.model = "llama";
-  data.bos_id = model->bos_id;
-  data.eos_id = model->eos_id;
-  data.unk_id = model->unk_id;
-  for (const SentencePieceModel::Piece& piece : model->pieces) {
-    data.tokens.push_back(piece.text);
-    data.scores.push_back(piece.score);
-    data.types.push_back(static_cast<int32_t>(piece.type));
-  }
-  return data;
-}
-
 TEST(GgufTokenizerTest, AgreesWithTheReferenceLibrary) {
   for (const auto& [name, pre] : std::vector<std::pair<std::string, std::string>>{
            {"llama3", "llama-bpe"}, {"qwen2", "qwen2"}, {"smollm", "smollm"}, {"gpt2", "gpt-2"}}) {

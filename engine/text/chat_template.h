@@ -34,10 +34,10 @@ struct RenderOptions {
   bool add_generation_prompt = true;
   // Qwen3's switch; absent means the template's own default, which is to think. Other families
   // ignore it.
-  std::optional<bool> enable_thinking;
+  std::optional<bool> enable_thinking = std::nullopt;
   // "26 Jul 2024": what a template that states today's date writes (Llama 3.1 and later). Empty:
   // the template's own fixed date, so that the same messages always give the same ids.
-  std::string date;
+  std::string date = "";
 };
 
 // Constant after construction; methods may run at the same time on several threads.

@@ -131,6 +131,7 @@ std::string TextStream::Flush() {
   }
   if (!stopped_) out.append(held_);
   held_.clear();
+  matcher_.Reset();
   return out;
 }
 

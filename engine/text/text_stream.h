@@ -25,6 +25,7 @@ class StopMatcher {
   size_t Push(uint8_t byte);
   // The longest suffix of what was pushed that is a proper prefix of a pattern, in bytes.
   size_t pending() const { return nodes_[state_].depth; }
+  void Reset() { state_ = 0; }
 
  private:
   struct Node {
@@ -46,7 +47,7 @@ class TextStream {
   static constexpr size_t kMaxStopBytes = 1024;
 
   struct Options {
-    std::vector<std::string> stops;
+    std::vector<std::string> stops = {};
     bool skip_special = true;  // control tokens give no text
     // Drop the space that a SentencePiece vocabulary puts before the first word: for an answer to
     // messages. False when the answer continues the prompt's text.

@@ -141,9 +141,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeGgufTokenizer(GgufTokenizerData d
 
 // Texts of the side files of a tokenizer; an empty text stands for an absent file.
 struct TokenizerSideFiles {
-  std::string tokenizer_config;
-  std::string generation_config;
-  std::string chat_template;
+  std::string tokenizer_config = "";
+  std::string generation_config = "";
+  std::string chat_template = "";
 };
 
 // From the contents of tokenizer.json and of tokenizer.model. The same errors as LoadTokenizer.
