@@ -1,0 +1,41 @@
+# The commands of every day; the steps are in deploy/scripts, so that CI, the Dockerfile and people
+# run the same ones.
+#   make build    programs into build/bin (installs what is missing)
+#   make test     all tests, also under sanitizers; STAGES="asan tsan cpu" picks
+#   make demo     asks a small model about a long document; MODEL=PATH uses your own
+#   make format, make lint, make clean
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+JOBS ?= $(shell nproc)
+MODEL ?=
+# Lint compares with this commit; BASE=all checks every file.
+BASE ?= HEAD
+SCRIPTS := deploy/scripts
+SOURCES := git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
+
+.PHONY: build test demo format lint clean
+.DEFAULT_GOAL := build
+
+build:
+	$(SCRIPTS)/install_deps.sh build
+	cmake --preset cpu
+	cmake --build build --parallel $(JOBS) --target programs
+
+test:
+	$(SCRIPTS)/install_deps.sh build test
+	JOBS=$(JOBS) $(SCRIPTS)/test.sh
+
+demo: build
+	MODEL="$(MODEL)" $(SCRIPTS)/demo.sh
+
+format:
+	$(SCRIPTS)/install_deps.sh lint
+	$(SOURCES) | xargs clang-format -i
+
+lint:
+	$(SCRIPTS)/install_deps.sh build lint
+	cmake --preset cpu
+	BASE="$(BASE)" JOBS=$(JOBS) $(SCRIPTS)/lint.sh
+
+clean:
+	rm -rf build build-asan build-tsan build-cuda
