@@ -15,9 +15,10 @@ namespace {
 
 using simd::F32x16, simd::kLanes;
 
+constexpr int kMaxRun = simd::kRun<bf16_t>;
 constexpr int32_t kPartKeys = 512;  // keys of a task
 constexpr int kHeads = 4;           // heads of a group that share one pass over the keys
-constexpr int kVectors = 4;         // vectors of a value row (64 channels) summed in one pass
+constexpr int kChannels = 64;       // of a value row, summed in one pass
 
 struct Task {
   int32_t decode = 0, kv_head = 0;
@@ -33,27 +34,40 @@ struct Part {
 };
 
 // ---- Scores
-// --------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------- q and the
+// sums over values are laid out in runs (simd.h), zero behind head_dim.
 
-// scores[h, i] = q[h] . key i, for H heads and n keys that lie together. q is padded with zeros.
+// scores[h, i] = q[h] . key i, for H heads and n keys that lie together.
 template <int H, typename T>
 ES_INLINE void ScoreHeads(const float* q, int32_t q_stride, const T* keys, int32_t n, int32_t d,
                           float* scores) {
-  for (int32_t i = 0; i < n; ++i) {
-    const T* key = keys + int64_t{i} * d;
-    F32x16 acc[H] = {};
-    int32_t c = 0;
-    for (; c + kLanes <= d; c += kLanes) {
-      const F32x16 k = simd::Load(key + c);
+  constexpr int kRunVectors = simd::kRun<T> / kLanes;
+  for (int32_t begin = 0; begin < n; begin += kLanes) {
+    const int32_t count = std::min(kLanes, n - begin);
+    F32x16 dots[H][kLanes];
+    for (int32_t i = 0; i < count; ++i) {
+      const T* key = keys + int64_t{begin + i} * d;
+      F32x16 acc[H];
 #pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) acc[h] += k * simd::Load(q + h * q_stride + c);
-    }
-    if (c < d) {
-      const F32x16 k = simd::LoadPart(key + c, d - c);
-      for (int h = 0; h < H; ++h) acc[h] += k * simd::Load(q + h * q_stride + c);
-    }
+      for (int h = 0; h < H; ++h) acc[h] = F32x16{};
+      for (int32_t c = 0; c < d; c += simd::kRun<T>) {
+        const simd::Run<T> k =
+            c + simd::kRun<T> <= d ? simd::LoadRun(key + c) : simd::LoadRunPart(key + c, d - c);
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) scores[h * kPartKeys + i] = simd::Sum(acc[h]);
+        for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 2
+          for (int v = 0; v < kRunVectors; ++v) {
+            acc[h] += k.v[v] * simd::Load(q + h * q_stride + c + v * kLanes);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) dots[h][i] = acc[h];
+    }
+    for (int h = 0; h < H; ++h) {
+      for (int32_t i = count; i < kLanes; ++i) dots[h][i] = F32x16{};
+      simd::StorePart(scores + h * kPartKeys + begin, simd::SumEach(dots[h]), count);
+    }
   }
 }
 
@@ -99,54 +113,45 @@ ES_SIMD void Softmax(float* scores, int32_t n, float scale, float* max, float* s
 // ---- Values
 // --------------------------------------------------------------------------------------
 
-// out[h, 0..16 * V) += sum over n keys of probs[h, i] * values[i]
-template <int H, int V, typename T>
-ES_INLINE void AddValues(const float* probs, const T* values, int32_t n, int32_t d, float* out,
-                         int32_t out_stride) {
-  F32x16 acc[H][V];
-#pragma GCC unroll 4
-  for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[h][v] = simd::Load(out + h * out_stride + v * kLanes);
-  }
+// out[h, R runs] += sum over n keys of probs[h, i] * values[i]; the last run holds `last` numbers.
+template <int H, int R, typename T>
+ES_INLINE void AddValues(const float* probs, const T* values, int32_t n, int32_t d, int32_t last,
+                         float* out, int32_t out_stride) {
+  constexpr int kRunVectors = simd::kRun<T> / kLanes, V = R * kRunVectors;
+  F32x16 acc[H * V];
+#pragma GCC unroll 16
+  for (int i = 0; i < H * V; ++i) acc[i] = simd::Load(out + i / V * out_stride + i % V * kLanes);
   for (int32_t i = 0; i < n; ++i) {
-    F32x16 row[V];
+    const T* row = values + int64_t{i} * d;
+    F32x16 p[H];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) row[v] = simd::Load(values + int64_t{i} * d + v * kLanes);
+    for (int h = 0; h < H; ++h) p[h] = simd::Set(probs[h * kPartKeys + i]);
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
-      const F32x16 p = simd::Set(probs[h * kPartKeys + i]);
+    for (int r = 0; r < R; ++r) {
+      const simd::Run<T> run = R > 1 || last == simd::kRun<T>
+                                   ? simd::LoadRun(row + r * simd::kRun<T>)
+                                   : simd::LoadRunPart(row, last);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[h][v] += p * row[v];
+      for (int h = 0; h < H; ++h) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kRunVectors; ++v) acc[h * V + r * kRunVectors + v] += p[h] * run.v[v];
+      }
     }
   }
-#pragma GCC unroll 4
-  for (int h = 0; h < H; ++h) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) simd::Store(out + h * out_stride + v * kLanes, acc[h][v]);
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < H * V; ++i) simd::Store(out + i / V * out_stride + i % V * kLanes, acc[i]);
 }
 
 template <int H, typename T>
 ES_INLINE void AddHeads(const float* probs, const T* values, int32_t n, int32_t d, float* out,
                         int32_t out_stride) {
+  constexpr int kRuns = kChannels / simd::kRun<T>;
   int32_t c = 0;
-  for (; c + kVectors * kLanes <= d; c += kVectors * kLanes) {
-    AddValues<H, kVectors>(probs, values + c, n, d, out + c, out_stride);
+  for (; c + kChannels <= d; c += kChannels) {
+    AddValues<H, kRuns>(probs, values + c, n, d, simd::kRun<T>, out + c, out_stride);
   }
-  for (; c + kLanes <= d; c += kLanes)
-    AddValues<H, 1>(probs, values + c, n, d, out + c, out_stride);
-  for (; c < d; ++c) {
-    for (int h = 0; h < H; ++h) {
-      for (int32_t i = 0; i < n; ++i) {
-        const T x = values[int64_t{i} * d + c];
-        if constexpr (sizeof(T) == 4) {
-          out[h * out_stride + c] += probs[h * kPartKeys + i] * x;
-        } else {
-          out[h * out_stride + c] += probs[h * kPartKeys + i] * FromBF16(x);
-        }
-      }
-    }
+  for (; c < d; c += simd::kRun<T>) {
+    AddValues<H, 1>(probs, values + c, n, d, std::min(simd::kRun<T>, d - c), out + c, out_stride);
   }
 }
 
@@ -182,7 +187,7 @@ class Decoder {
       : p_(p),
         d_(p.shape.head_dim),
         group_(p.shape.group()),
-        padded_(CeilDiv<int32_t>(d_, kLanes) * kLanes) {
+        padded_(CeilDiv(d_, kMaxRun) * kMaxRun) {
     for (int32_t i = 0; i < p.batch->num_decodes; ++i) {
       for (int32_t kv = 0; kv < p.shape.kv_heads; ++kv) {
         const int32_t keys = Keys(i, kv);
@@ -234,9 +239,9 @@ class Decoder {
     Carver carver(scratch.Get(count.used()));
     float* q = carver.Take<float>(size_t(group_) * size_t(padded_));
     float* scores = carver.Take<float>(kHeads * kPartKeys);
+    std::fill_n(q, group_ * padded_, 0.0f);
     for (int32_t h = 0; h < group_; ++h) {
-      for (int32_t c = 0; c < padded_; ++c)
-        q[h * padded_ + c] = c < d_ ? Query(RowAt(task, h) + c) : 0;
+      for (int32_t c = 0; c < d_; ++c) q[h * padded_ + Slot(c)] = Query(RowAt(task, h) + c);
     }
     const Part part = PartOf(task.result);
     std::fill_n(part.out, group_ * padded_, 0.0f);
@@ -282,6 +287,10 @@ class Decoder {
     }
   }
 
+  // Where channel c lies in q and in the sums over values.
+  int64_t Slot(int32_t c) const {
+    return p_.pool.dtype == DType::kF32 ? simd::RunSlot<float>(c) : simd::RunSlot<bf16_t>(c);
+  }
   float Query(int64_t at) const {
     return p_.pool.dtype == DType::kF32 ? static_cast<const float*>(p_.q)[at]
                                         : FromBF16(static_cast<const bf16_t*>(p_.q)[at]);
@@ -299,15 +308,16 @@ class Decoder {
         const float weight = std::exp2(part.max[h] - max);
         sum += part.sum[h] * weight;
         const float* x = part.out + h * padded_;
-        for (int32_t c = 0; c < d_; ++c)
+        for (int32_t c = 0; c < padded_; ++c) {
           out[c] = i == first ? x[c] * weight : out[c] + x[c] * weight;
+        }
       }
       const int64_t at = RowAt(tasks_[first], h);
       for (int32_t c = 0; c < d_; ++c) {
         if (p_.pool.dtype == DType::kF32) {
-          static_cast<float*>(p_.out)[at + c] = out[c] / sum;
+          static_cast<float*>(p_.out)[at + c] = out[Slot(c)] / sum;
         } else {
-          static_cast<bf16_t*>(p_.out)[at + c] = ToBF16(out[c] / sum);
+          static_cast<bf16_t*>(p_.out)[at + c] = ToBF16(out[Slot(c)] / sum);
         }
       }
     }
@@ -326,7 +336,7 @@ void DecodeAttention(Workers& workers, const DecodeAttentionParams& p) { Decoder
 size_t DecodeAttentionScratch(const Backend::Limits& limits) {
   // One sequence of the whole context: more together are bounded by the pool, and grow it at need.
   const int64_t parts = CeilDiv<int64_t>(limits.max_context, kPartKeys) + limits.max_seqs;
-  const int64_t floats = int64_t{limits.shape.heads} * (limits.shape.head_dim + kLanes + 2);
+  const int64_t floats = int64_t{limits.shape.heads} * (limits.shape.head_dim + kMaxRun + 2);
   return size_t(parts * floats) * sizeof(float);
 }
 

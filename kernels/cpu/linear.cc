@@ -17,54 +17,62 @@ constexpr int64_t kFewRows = 16;
 constexpr int kOutputs = 4;
 constexpr int kRows = 4;
 
-// sums[o][r] = w row o . x row r, both of `padded` = k rounded up to 16; x is zero behind k.
+// sums[o][r] = w row o . x row r. x is laid out in runs of T, zero behind k, x_stride apart.
 // One vector sum per (output, row) whatever R is: a row's result does not depend on the batch.
 template <int R, typename T>
-ES_INLINE void DotBlock(const T* w, int64_t k, const float* x, int64_t padded,
+ES_INLINE void DotBlock(const T* w, int64_t k, const float* x, int64_t x_stride,
                         float (&sums)[kOutputs][kRows]) {
-  F32x16 acc[kOutputs][R] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= k; i += kLanes) {
+  constexpr int kVectors = simd::kRun<T> / kLanes;
+  F32x16 acc[kOutputs * R];
+#pragma GCC unroll 16
+  for (int i = 0; i < kOutputs * R; ++i) acc[i] = F32x16{};
+  const auto add = [&](int o, const simd::Run<T>& run, const float* at) ES_INLINE_LAMBDA {
 #pragma GCC unroll 4
-    for (int o = 0; o < kOutputs; ++o) {
-      const F32x16 v = simd::Load(w + o * k + i);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) acc[o][r] += v * simd::Load(x + r * padded + i);
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        acc[o * R + r] += run.v[v] * simd::Load(at + r * x_stride + v * kLanes);
+      }
     }
+  };
+  int64_t i = 0;
+  for (; i + simd::kRun<T> <= k; i += simd::kRun<T>) {
+#pragma GCC unroll 4
+    for (int o = 0; o < kOutputs; ++o) add(o, simd::LoadRun(w + o * k + i), x + i);
   }
   if (i < k) {
-    for (int o = 0; o < kOutputs; ++o) {
-      const F32x16 v = simd::LoadPart(w + o * k + i, int(k - i));
-      for (int r = 0; r < R; ++r) acc[o][r] += v * simd::Load(x + r * padded + i);
-    }
+#pragma GCC unroll 4
+    for (int o = 0; o < kOutputs; ++o) add(o, simd::LoadRunPart(w + o * k + i, int(k - i)), x + i);
   }
+#pragma GCC unroll 4
   for (int o = 0; o < kOutputs; ++o) {
-    for (int r = 0; r < R; ++r) sums[o][r] = simd::Sum(acc[o][r]);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sums[o][r] = simd::Sum(acc[o * R + r]);
   }
 }
 
 // sums of kOutputs weight rows with `rows` <= kRows rows of x.
 template <typename T>
-ES_INLINE void Dots(const T* w, int64_t k, const float* x, int64_t padded, int rows,
+ES_INLINE void Dots(const T* w, int64_t k, const float* x, int64_t x_stride, int rows,
                     float (&sums)[kOutputs][kRows]) {
   switch (rows) {
     case 1:
-      return DotBlock<1>(w, k, x, padded, sums);
+      return DotBlock<1>(w, k, x, x_stride, sums);
     case 2:
-      return DotBlock<2>(w, k, x, padded, sums);
+      return DotBlock<2>(w, k, x, x_stride, sums);
     case 3:
-      return DotBlock<3>(w, k, x, padded, sums);
+      return DotBlock<3>(w, k, x, x_stride, sums);
     default:
-      return DotBlock<4>(w, k, x, padded, sums);
+      return DotBlock<4>(w, k, x, x_stride, sums);
   }
 }
-ES_SIMD void DotsF32(const float* w, int64_t k, const float* x, int64_t padded, int rows,
+ES_SIMD void DotsF32(const float* w, int64_t k, const float* x, int64_t x_stride, int rows,
                      float (&sums)[kOutputs][kRows]) {
-  Dots(w, k, x, padded, rows, sums);
+  Dots(w, k, x, x_stride, rows, sums);
 }
-ES_SIMD void DotsBF16(const bf16_t* w, int64_t k, const float* x, int64_t padded, int rows,
+ES_SIMD void DotsBF16(const bf16_t* w, int64_t k, const float* x, int64_t x_stride, int rows,
                       float (&sums)[kOutputs][kRows]) {
-  Dots(w, k, x, padded, rows, sums);
+  Dots(w, k, x, x_stride, rows, sums);
 }
 
 void StoreOutput(const LinearParams& p, int64_t row, int64_t output, float value) {
@@ -103,16 +111,28 @@ void FewRowsBlock(const LinearParams& p, const float* x, int64_t padded, int64_t
   }
 }
 
+// Row r of x as floats in runs of T.
+template <typename T>
+void LayOutRow(const T* x, int64_t k, float* out, int64_t padded) {
+  std::fill(out, out + padded, 0.0f);
+  for (int64_t i = 0; i < k; ++i) {
+    if constexpr (sizeof(T) == 4) {
+      out[i] = x[i];
+    } else {
+      out[simd::RunSlot<T>(i)] = FromBF16(x[i]);
+    }
+  }
+}
+
 void LinearFewRows(Workers& workers, const LinearParams& p) {
-  const int64_t k = p.w.cols, padded = CeilDiv<int64_t>(k, kLanes) * kLanes;
+  const int64_t k = p.w.cols, run = simd::kRun<bf16_t>, padded = CeilDiv(k, run) * run;
   float* x = static_cast<float*>(workers.shared.Get(size_t(p.rows * padded) * sizeof(float)));
   for (int64_t r = 0; r < p.rows; ++r) {
-    for (int64_t i = 0; i < k; ++i) {
-      x[r * padded + i] = p.w.dtype == DType::kF32
-                              ? static_cast<const float*>(p.x)[r * k + i]
-                              : FromBF16(static_cast<const bf16_t*>(p.x)[r * k + i]);
+    if (p.w.dtype == DType::kF32) {
+      LayOutRow(static_cast<const float*>(p.x) + r * k, k, x + r * padded, padded);
+    } else {
+      LayOutRow(static_cast<const bf16_t*>(p.x) + r * k, k, x + r * padded, padded);
     }
-    std::fill(x + r * padded + k, x + (r + 1) * padded, 0.0f);
   }
   // About 32 KB of weights a task: small enough to balance, large enough to stream.
   const int64_t row_bytes = k * int64_t(SizeOf(p.w.dtype));

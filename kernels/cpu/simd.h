@@ -4,6 +4,7 @@
 // into it, so no vector ever crosses a call.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -18,6 +19,7 @@
 #define ES_SIMD __attribute__((noinline))
 #endif
 #define ES_INLINE __attribute__((always_inline)) inline
+#define ES_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace entropyserve::simd {
 
@@ -83,6 +85,69 @@ ES_INLINE float MaxOf(F32x16 v) {
   const auto b = b0 > b1 ? b0 : b1;
   const float x = b[0] > b[2] ? b[0] : b[2], y = b[1] > b[3] ? b[1] : b[3];
   return x > y ? x : y;
+}
+
+// Lane i = the sum of v[i]'s lanes: 45 instructions, where 16 single sums are 150.
+ES_INLINE F32x16 SumEach(const F32x16* v) {
+  F32x16 a[8], b[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const F32x16 x = v[2 * i], y = v[2 * i + 1];
+    a[i] =
+        __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+        __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+  }
+  // Each quarter of a[i] holds two partial sums of v[2i] and v[2i+1], alternating.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const F32x16 x = a[2 * i], y = a[2 * i + 1];
+    b[i] =
+        __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+        __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  // Each quarter of b[i] holds one partial sum of v[4i] to v[4i+3].
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const F32x16 x = b[2 * i], y = b[2 * i + 1];
+    a[i] =
+        __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+        __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  const F32x16 x = a[0], y = a[1];
+  return __builtin_shufflevector(x, y, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+         __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+}
+
+// ---- Runs
+// ---------------------------------------------------------------------------------------- Numbers
+// that one 64-byte load brings, as floats in the order in which they unpack for free: for bf16 the
+// even ones, then the odd ones. For sums over channels, where the other factor is laid out alike.
+
+template <typename T>
+inline constexpr int kRun = int(64 / sizeof(T));
+
+template <typename T>
+struct Run {
+  F32x16 v[kRun<T> / kLanes];
+};
+ES_INLINE Run<float> LoadRun(const float* p) { return {{Load(p)}}; }
+ES_INLINE Run<bf16_t> LoadRun(const bf16_t* p) {
+  U32x16 pairs;
+  std::memcpy(&pairs, p, sizeof(pairs));
+  return {{std::bit_cast<F32x16>(pairs << 16), std::bit_cast<F32x16>(pairs & 0xffff0000u)}};
+}
+// The first n numbers of a run, then zeros.
+template <typename T>
+ES_INLINE Run<T> LoadRunPart(const T* p, int n) {
+  T numbers[kRun<T>] = {};
+  std::memcpy(numbers, p, size_t(n) * sizeof(T));
+  return LoadRun(numbers);
+}
+// Where number i of a vector lies in a float buffer of runs.
+template <typename T>
+ES_INLINE int64_t RunSlot(int64_t i) {
+  if constexpr (sizeof(T) == 4) return i;
+  return i / kRun<T> * kRun<T> + i % 2 * kLanes + i % kRun<T> / 2;
 }
 
 // 2^x for x <= 126; 0 below -126 (so for -inf too). Relative error under 2e-7: a degree 6
