@@ -229,6 +229,20 @@ class PagedLayer {
                                     : FromBF16(static_cast<const bf16_t*>(half)[at]);
   }
 
+  // Fresh pages of a pool that grows; ids in random order.
+  std::vector<int32_t> AddPages(int32_t n) {
+    std::vector<int32_t> fresh(n);
+    std::iota(fresh.begin(), fresh.end(), int32_t(pool_.pages));
+    std::shuffle(fresh.begin(), fresh.end(), std::mt19937(uint32_t(n)));
+    const size_t half = size_t(pool_.pages + n) * kPageTokens * in_.shape.head_dim;
+    k_.resize(half * SizeOf(in_.dtype));
+    v_.resize(half * SizeOf(in_.dtype));
+    positions_.resize(size_t(pool_.pages + n) * kPageTokens, -1);
+    pool_.k = k_.data(), pool_.v = v_.data(), pool_.positions = positions_.data();
+    pool_.pages += n;
+    return fresh;
+  }
+
   const KvPool& pool() const { return pool_; }
   const HeadState& state(int32_t kv) const { return states_[HeadIndex(kv)]; }
   int32_t cached() const { return cached_; }

@@ -262,24 +262,9 @@ TEST_F(SelectTokensTest, CompactMovesRowsWithTheirPositions) {
         if (identity || Pick(rng_, 0, 1)) indices[int64_t{kv} * capacity + counts[kv]++] = t;
       }
     }
-    // Fresh pages behind the old ones of a larger pool.
-    KvPool pool = paged.pool();
-    const int32_t max_new = PagesFor(capacity), fresh = kv_heads * max_new;
-    const int64_t vectors = (pool.pages + fresh) * kPageTokens;
-    const size_t vector_bytes = d * SizeOf(pool.dtype);
-    const auto enlarge = [&](void* half) {
-      std::vector<uint8_t> bytes(vectors * vector_bytes);
-      std::memcpy(bytes.data(), half, pool.pages * kPageTokens * vector_bytes);
-      return bytes;
-    };
-    std::vector<uint8_t> k = enlarge(pool.k), v = enlarge(pool.v);
-    std::vector<int32_t> positions(pool.positions, pool.positions + pool.pages * kPageTokens);
-    positions.resize(vectors, -5);
-    std::vector<int32_t> new_pages(fresh);
-    std::iota(new_pages.begin(), new_pages.end(), int32_t(pool.pages));
-    std::shuffle(new_pages.begin(), new_pages.end(), rng_);
-    pool.k = k.data(), pool.v = v.data(), pool.positions = positions.data();
-    pool.pages += fresh;
+    const int32_t max_new = PagesFor(capacity);
+    const std::vector<int32_t> new_pages = paged.AddPages(kv_heads * max_new);
+    const KvPool& pool = paged.pool();
     cpu::Compact(workers_.pool, {.seq = &seq,
                                  .pool = pool,
                                  .shape = c.in.shape,
@@ -293,16 +278,16 @@ TEST_F(SelectTokensTest, CompactMovesRowsWithTheirPositions) {
       for (int32_t i = 0; i < counts[kv]; ++i) {
         const int32_t token = indices[int64_t{kv} * capacity + i];
         const int64_t row = PageRow(new_pages[kv * max_new + i / kPageTokens], i % kPageTokens);
-        ASSERT_EQ(positions[row], paged.Position(kv, token));
+        ASSERT_EQ(pool.positions[row], paged.Position(kv, token));
         for (int32_t ch = 0; ch < d; ++ch) {
-          ASSERT_EQ(paged.Stored(k.data(), row, ch), c.in.Key(kv, token)[ch]);
-          ASSERT_EQ(paged.Stored(v.data(), row, ch), c.in.Value(kv, token)[ch]);
+          ASSERT_EQ(paged.Stored(pool.k, row, ch), c.in.Key(kv, token)[ch]);
+          ASSERT_EQ(paged.Stored(pool.v, row, ch), c.in.Value(kv, token)[ch]);
         }
       }
       if (counts[kv] % kPageTokens) {  // and nothing behind them
         const int32_t i = counts[kv];
-        EXPECT_EQ(positions[PageRow(new_pages[kv * max_new + i / kPageTokens], i % kPageTokens)],
-                  -5);
+        const int64_t row = PageRow(new_pages[kv * max_new + i / kPageTokens], i % kPageTokens);
+        EXPECT_EQ(pool.positions[row], -1);
       }
     }
   }

@@ -39,7 +39,7 @@ class KeyReader {
     }
     if (block_ < count_) {
       const int32_t token = blocks_[block_] * block_tokens_ + in_block_;
-      const int32_t count = std::min(max, block_tokens_ - in_block_);
+      const int32_t count = std::min({max, block_tokens_ - in_block_, ToPageEnd(token)});
       in_block_ += count;
       if (in_block_ == block_tokens_) ++block_, in_block_ = 0;
       return {view_.TurnRow(token), count};

@@ -40,6 +40,7 @@ class BlockSelection {
     if (capture_) {
       const size_t items = size_t(batch.num_segments) * op_.shape.kv_heads;
       capture_->p.assign(items * capture_->columns, 0.0f);
+      capture_->score.assign(items * capture_->columns, 0.0f);
       capture_->entropy.assign(items, kNone);
     }
     for (int32_t begin = 0; begin < batch.num_segments;) {
@@ -223,6 +224,8 @@ class BlockSelection {
         (item.at.segment - op_.batch->segments) * int64_t{op_.shape.kv_heads} + item.at.kv_head;
     const size_t n = std::min(p.size(), size_t(capture_->columns));
     std::copy_n(p.begin(), n, capture_->p.begin() + at * capture_->columns);
+    std::copy_n(item.result.score.begin(), std::min(n, item.result.score.size()),
+                capture_->score.begin() + at * capture_->columns);
     capture_->entropy[at] = item.result.entropy;
   }
 

@@ -134,8 +134,9 @@ std::vector<int32_t> WholePromptBlocks(const PrefillParams& policy, int64_t n, i
 
 // Filled by SelectBlocks for the segments of its batch.
 struct SelectCapture {
-  int32_t columns = 0;         // of p
+  int32_t columns = 0;         // of p and score
   std::vector<float> p;        // [segments, kv_heads, columns]; 0 where nothing was estimated
+  std::vector<float> score;    // the same: what ranks the blocks
   std::vector<float> entropy;  // [segments, kv_heads]; NaN where nothing was estimated
 };
 
