@@ -92,8 +92,11 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
   const int64_t live = PagesFor(t.live);
+  // A kept turn that is repacked copies the page that the past ends in; a fork does not get that page
+  // back.
+  const int64_t copied = plan.keep ? 1 : 0;
   const int64_t per_head =
-      std::max(live, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
+      std::max(live + copied, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
   // In transit while one layer is gathered: what compression keeps, or a turn that is repacked.
   const int64_t transit =
       std::max<int64_t>(compresses ? PagesFor(t.kept) + 1 : 0, plan.keep ? live + 1 : 0);
