@@ -1,0 +1,16 @@
+// Launchers of the memory-bound operators. One pass, 16-byte accesses where the shape allows.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/backend.h"
+
+namespace entropyserve::cuda {
+
+void LaunchEmbed(const EmbedParams& p, cudaStream_t stream);
+void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream);
+void LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream);
+// out[i] = bf16(in[i]), n elements.
+void LaunchToBf16(const float* in, void* out, int64_t n, cudaStream_t stream);
+
+}  // namespace entropyserve::cuda

@@ -1,0 +1,51 @@
+// out = x * w^T (+ bias) through cuBLASLt, with one heuristic search per shape.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <cstddef>
+#include <unordered_map>
+
+#include "kernels/backend.h"
+
+namespace entropyserve::cuda {
+
+class LinearRunner {
+ public:
+  // `workspace` is device memory that only this runner uses.
+  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // cuBLAS' own choice for Hopper
+
+  LinearRunner();
+  ~LinearRunner();
+  LinearRunner(const LinearRunner&) = delete;
+  LinearRunner& operator=(const LinearRunner&) = delete;
+
+  // bias16: scratch for the bias in bf16, [w.rows]; used when out is bf16.
+  void Run(const LinearParams& p, void* workspace, void* bias16, cudaStream_t stream);
+
+ private:
+  struct Key {
+    int64_t rows, n, k;
+    uint32_t flags;  // dtypes, bias, accumulate
+    bool operator==(const Key&) const = default;
+  };
+  struct KeyHash {
+    size_t operator()(const Key& key) const;
+  };
+  struct Plan {
+    cublasLtMatmulDesc_t desc = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+    cublasLtMatmulAlgo_t algo;
+  };
+  // Ragged batches bring ever new row counts; the cache starts over when it holds this many.
+  static constexpr size_t kMaxPlans = 8192;
+
+  Plan MakePlan(const LinearParams& p) const;
+  static void Destroy(Plan& plan);
+  void Clear();
+
+  cublasLtHandle_t handle_ = nullptr;
+  std::unordered_map<Key, Plan, KeyHash> plans_;
+};
+
+}  // namespace entropyserve::cuda
