@@ -195,7 +195,9 @@ TEST(TextStreamTest, StopStringsNeverLeakAndNothingElseIsHeld) {
     released += stream->Flush();
     EXPECT_EQ(released, want);
     EXPECT_EQ(stream->stopped(), want_stop);
-    if (want_stop) EXPECT_EQ(stream->Push(byte_ids[0]) + stream->Flush(), "");
+    if (want_stop) {
+      EXPECT_EQ(stream->Push(byte_ids[0]) + stream->Flush(), "");
+    }
     stopped += want_stop;
   }
   EXPECT_GT(stopped, 500);
@@ -215,6 +217,7 @@ TEST(TextStreamTest, StopStringsOfCharactersBeyondAscii) {
     released += part;
   }
   EXPECT_TRUE(stream->stopped());
+  EXPECT_EQ(stream->matched_stop(), "结束");
   EXPECT_EQ(released + stream->Flush(), "ab😃é。中文 ");
 }
 

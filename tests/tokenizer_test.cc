@@ -278,10 +278,34 @@ TEST(TokenizerTest, TokensOfATemplatesMarkersAreControl) {
   EXPECT_EQ(chat->Decode(Encoded(*chat, "a[unused9]b")), "a[unused9]b");
 }
 
+// Real vocabularies lack a few bytes; the `tokenizers` library leaves those out of the text.
+TEST(TokenizerTest, BytesWithoutATokenGiveNothing) {
+  Json json = Json::parse(ReadTextGolden("gpt2.json"));
+  json["model"]["vocab"].erase("\u0113");  // byte 0x13
+  const auto tokenizer = ParseTokenizerJson(json.dump());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  std::vector<int32_t> want = Encoded(**tokenizer, "no");
+  const std::vector<int32_t> rest = Encoded(**tokenizer, "thing");
+  want.insert(want.end(), rest.begin(), rest.end());
+  EXPECT_EQ(Encoded(**tokenizer, "no\x13thing"), want);
+  EXPECT_THAT(Encoded(**tokenizer, "\x13"), IsEmpty());
+}
+
 TEST(TokenizerTest, TooLongATextIsRefused) {
   const auto tokenizer = LoadGoldenTokenizer("gpt2");
   const std::string text(Tokenizer::kMaxTextBytes + 1, 'a');
   EXPECT_EQ(tokenizer->Encode(text).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Marks in the wrong order, a million of them: a quadratic sort would not come back.
+TEST(NfcTest, LongRunsOfMarksAreSorted) {
+  std::string text = "a";
+  std::string want = "\u1ea1";  // the first mark below goes onto the letter
+  constexpr int kPairs = 1 << 19;
+  for (int i = 0; i < kPairs; ++i) text += "\u0301\u0323";
+  for (int i = 1; i < kPairs; ++i) want += "\u0323";
+  for (int i = 0; i < kPairs; ++i) want += "\u0301";
+  EXPECT_TRUE(NormalizeNfc(text) == want);
 }
 
 TEST(NfcTest, KnownForms) {

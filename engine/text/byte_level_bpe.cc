@@ -45,6 +45,10 @@ std::optional<std::string> ToBytes(std::string_view name,
   return bytes;
 }
 
+// Bytes that no usable vocabulary lacks. Real ones do lack control characters and lead bytes of planes
+// that their training text did not have.
+bool IsPlainText(int byte) { return byte == '\n' || (byte >= ' ' && byte <= '~'); }
+
 class ByteLevelBpe final : public Tokenizer {
  public:
   struct Rules {
@@ -140,6 +144,10 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> MakeByteLevelBpe(ByteLevelParts parts
     std::string name;
     AppendUtf8(alphabet[byte], &name);
     const auto found = names.find(name);
+    if (found == names.end() && IsPlainText(byte)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(parts.source, ": the vocabulary has no token for byte ", byte));
+    }
     rules.byte_ids[byte] = found == names.end() ? -1 : found->second;
   }
   names.clear();  // it points into the names, which become bytes now

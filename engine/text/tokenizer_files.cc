@@ -154,8 +154,15 @@ absl::Status FinishVocabulary(const std::vector<std::string>& names, const SideI
   if (side.add_bos.has_value()) vocabulary->add_bos = *side.add_bos;
   vocabulary->add_bos &= vocabulary->bos_id.has_value();
 
-  for (const int32_t id : vocabulary->eos_ids) vocabulary->kinds[id] = TokenKind::kControl;
-  if (vocabulary->bos_id.has_value()) vocabulary->kinds[*vocabulary->bos_id] = TokenKind::kControl;
+  // A token that merges can make stays text even if some setting also lets it end an answer.
+  for (const int32_t id : vocabulary->eos_ids) {
+    if (vocabulary->kinds[id] == TokenKind::kUserDefined)
+      vocabulary->kinds[id] = TokenKind::kControl;
+  }
+  for (const std::string& name : {side.bos, side.eos}) {
+    const std::optional<int32_t> id = FindName(names, name);
+    if (id.has_value()) vocabulary->kinds[*id] = TokenKind::kControl;
+  }
   for (const std::string_view marker : kTemplateMarkers) {
     if (side.chat_template.find(marker) == std::string::npos) continue;
     const std::optional<int32_t> id = FindName(names, marker);

@@ -93,6 +93,11 @@ Vocabulary GgufVocabulary(const GgufTokenizerData& data, bool add_bos) {
   if (data.eot_id >= 0) vocabulary.eos_ids.push_back(data.eot_id);
   vocabulary.add_bos = data.add_bos.value_or(add_bos);
   vocabulary.kinds.resize(data.tokens.size(), TokenKind::kText);
+  if (data.types.empty()) {  // old files: nothing else says which tokens are control tokens
+    for (const int32_t id : {data.bos_id, data.eos_id, data.eot_id, data.unk_id}) {
+      if (id >= 0) vocabulary.kinds[id] = TokenKind::kControl;
+    }
+  }
   for (size_t id = 0; id < data.types.size(); ++id) {
     const auto type = static_cast<PieceType>(data.types[id]);
     if (type == PieceType::kControl || type == PieceType::kUnknown) {

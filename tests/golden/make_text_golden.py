@@ -270,7 +270,33 @@ def make_goldens():
         ids = encode[name](char * count)
         runs.append({"vocabulary": name, "unit": char, "repeat": count, "ids": len(ids), "fnv": str(fnv(ids))})
     write("runs.json", json.dumps(runs, ensure_ascii=True, indent=1).encode() + b"\n")
+    make_fuzz_corpus()
     print(len(lines), "lines,", sum(os.path.getsize(os.path.join(OUT, f)) for f in os.listdir(OUT)), "bytes")
+
+
+def make_fuzz_corpus():
+    """Small files of every kind that the loader takes, for tests/fuzz/tokenizer_json_fuzz.cc to start from."""
+    out = os.path.join(HERE, "..", "fuzz", "corpus", "tokenizer_json_fuzz")
+    os.makedirs(out, exist_ok=True)
+
+    def trim(name, new_name, vocab_size, merges):
+        with open(os.path.join(OUT, name + ".json"), encoding="utf-8") as f:
+            data = json.load(f)
+        model = data["model"]
+        model["vocab"] = {t: i for t, i in model["vocab"].items() if i < vocab_size}
+        model["merges"] = [m for m in model["merges"] if "".join(m) in model["vocab"] and m[0] in model["vocab"] and m[1] in model["vocab"]][:merges]
+        with open(os.path.join(out, new_name), "w", encoding="utf-8") as f:
+            json.dump(data, f, ensure_ascii=False, separators=(",", ":"))
+
+    for name in ["llama3", "qwen2", "smollm", "gpt2"]:
+        trim(name, name + ".json", 262, 6)
+    trim("llama2", "llama2.json", 320, 20)
+    texts = ["aa ab abc <s> b c a b c abab", "cab bac abba"] * 20
+    train_sp("small_bpe", texts, model_type="bpe", vocab_size=272, byte_fallback=True, user_defined_symbols=["<sep>"],
+             normalization_rule_name="identity")
+    train_sp("small_unigram", texts, model_type="unigram", vocab_size=16, byte_fallback=False, normalization_rule_name="identity", hard_vocab_limit=False)
+    for name in ["small_bpe", "small_unigram"]:
+        os.replace(os.path.join(OUT, name + ".model"), os.path.join(out, name + ".model"))
 
 
 def compare_gguf(path, out):
