@@ -1,0 +1,121 @@
+#include "tests/fake_model.h"
+
+#include <algorithm>
+#include <string>
+
+#include "kernels/kv_view.h"
+
+namespace entropyserve {
+namespace {
+
+uint64_t Mix(uint64_t hash, uint64_t value) {
+  hash ^= value + 0x9e3779b97f4a7c15u + (hash << 6) + (hash >> 2);
+  return hash * 0xff51afd7ed558ccdu;
+}
+
+int32_t TokenOf(uint64_t hash) {
+  return 2 + int32_t((hash >> 20) % uint64_t(FakeConfig().vocab - 2));
+}
+
+Vocabulary FakeVocabulary() {
+  Vocabulary vocabulary;
+  for (int id = 0; id < FakeConfig().vocab; ++id) {
+    vocabulary.bytes.push_back(id < 128 ? std::string(1, char(id))
+                                        : "<" + std::to_string(id) + ">");
+    vocabulary.kinds.push_back(TokenKind::kText);
+  }
+  vocabulary.eos_ids = FakeConfig().eos_ids;
+  return vocabulary;
+}
+
+}  // namespace
+
+int32_t NextFakeToken(const std::vector<int32_t>& tokens) {
+  uint64_t hash = 0;
+  for (size_t position = 0; position < tokens.size(); ++position) {
+    hash = Mix(Mix(hash, position), uint64_t(tokens[position]));
+  }
+  return TokenOf(hash);
+}
+
+FakeModel::FakeModel(Backend* backend) : backend_(backend) {
+  backend_->Reserve({.shape = shape(),
+                     .max_rows = 4096,
+                     .max_context = config_.context,
+                     .max_seqs = 256,
+                     .vocab = config_.vocab});
+}
+
+absl::Status FakeModel::EnsureRows(int64_t rows) {
+  if (rows > max_rows) return absl::ResourceExhaustedError("the step does not fit (fake)");
+  return absl::OkStatus();
+}
+
+const float* FakeModel::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                                int64_t num_logits) {
+  if (before_step) before_step();
+  for (int s = 0; s < batch.num_seqs; ++s) Write(batch, batch.seqs[s], pool);
+  logits_.assign(size_t(num_logits) * config_.vocab, 0.0f);
+  for (int s = 0; s < batch.num_seqs; ++s) {
+    const BatchSeq& seq = batch.seqs[s];
+    const int32_t next = TokenOf(ReadBack(seq, pool));
+    for (int64_t i = 0; i < num_logits; ++i) {
+      if (logit_rows[i] == seq.row_begin + seq.rows - 1) logits_[i * config_.vocab + next] = 20.0f;
+    }
+  }
+  return logits_.data();
+}
+
+void FakeModel::Write(const Batch& batch, const BatchSeq& seq, const KvPool& pool) {
+  float* const k = static_cast<float*>(pool.k);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    for (int head = 0; head < config_.kv_heads; ++head) {
+      const HeadView view = ViewHead(seq, config_.kv_heads, layer, head);
+      // The tag: of the conversation's first token, which this step writes or an earlier one wrote.
+      const float tag = seq.position == 0 ? float(batch.tokens[seq.row_begin])
+                                          : k[view.Row(0) * config_.head_dim + 1];
+      for (int i = 0; i < seq.rows; ++i) {
+        const int64_t row = view.TurnRow(view.turn + i);
+        k[row * config_.head_dim] = float(batch.tokens[seq.row_begin + i]);
+        k[row * config_.head_dim + 1] = tag;
+        pool.positions[row] = seq.position + i;
+      }
+    }
+  }
+}
+
+uint64_t FakeModel::ReadBack(const BatchSeq& seq, const KvPool& pool) {
+  const float* const k = static_cast<const float*>(pool.k);
+  uint64_t first = 0;
+  bool have_first = false;
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    for (int head = 0; head < config_.kv_heads; ++head) {
+      const HeadView view = ViewHead(seq, config_.kv_heads, layer, head);
+      const int32_t length = view.past + view.turn + seq.rows;
+      uint64_t hash = 0;
+      int32_t previous = -1;
+      const float tag = k[view.Row(0) * config_.head_dim + 1];
+      for (int32_t i = 0; i < length; ++i) {
+        const int64_t row = view.Row(i);
+        const int32_t position = pool.positions[row];
+        if (position <= previous || k[row * config_.head_dim + 1] != tag) ++corruptions_;
+        previous = position;
+        hash = Mix(Mix(hash, uint64_t(position)), uint64_t(k[row * config_.head_dim]));
+      }
+      if (previous != seq.position + seq.rows - 1) ++corruptions_;
+      if (!have_first) first = hash;
+      have_first = true;
+    }
+  }
+  return first;
+}
+
+FakeTokenizer::FakeTokenizer() : Tokenizer(FakeVocabulary()) {}
+
+absl::Status FakeTokenizer::EncodeText(std::string_view text, bool,
+                                       std::vector<int32_t>* ids) const {
+  for (char c : text) ids->push_back(uint8_t(c) & 127);
+  return absl::OkStatus();
+}
+
+}  // namespace entropyserve

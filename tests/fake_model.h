@@ -1,0 +1,73 @@
+// A model without weights that catches a mistake in paging. It writes (token, tag) into the K rows
+// it is given and reads everything back through the page tables: its next token is a hash of every
+// (position, token) it finds, and a row with another sequence's tag, or out of order, is reported.
+//
+// A sequence's tag is the first token of its first turn.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "engine/model/model.h"
+#include "engine/text/tokenizer.h"
+
+namespace entropyserve {
+
+inline ModelConfig FakeConfig() {
+  ModelConfig config;
+  config.family = "fake";
+  config.layers = 2;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 8;
+  config.vocab = 1000;
+  config.context = 4096;
+  config.eos_ids = {1};
+  return config;
+}
+
+// The token that follows a conversation of `tokens` whose cache is whole; never an end id.
+int32_t NextFakeToken(const std::vector<int32_t>& tokens);
+
+class FakeModel final : public Model {
+ public:
+  explicit FakeModel(Backend* backend);
+
+  absl::Status EnsureRows(int64_t rows) override;
+  const float* Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                       int64_t num_logits) override;
+  const ModelConfig& config() const override { return config_; }
+  DType dtype() const override { return DType::kF32; }
+  int64_t weight_bytes() const override { return 0; }
+  int64_t activation_bytes() const override { return 0; }
+
+  // Rows that were not what their sequence had written. Any thread.
+  int64_t corruptions() const { return corruptions_; }
+  // Called on the engine thread before every step: to make it slow, or to wait.
+  std::function<void()> before_step;
+  // A step of more rows than this does not fit.
+  int64_t max_rows = 1 << 20;
+
+ private:
+  void Write(const Batch& batch, const BatchSeq& seq, const KvPool& pool);
+  uint64_t ReadBack(const BatchSeq& seq, const KvPool& pool);
+
+  Backend* const backend_;
+  const ModelConfig config_ = FakeConfig();
+  std::vector<float> logits_;
+  std::atomic<int64_t> corruptions_{0};
+};
+
+// Tokens are their numbers: id 65 is the text "A" for ids under 128, "<n>" above.
+class FakeTokenizer final : public Tokenizer {
+ public:
+  FakeTokenizer();
+
+ private:
+  absl::Status EncodeText(std::string_view text, bool first,
+                          std::vector<int32_t>* ids) const override;
+};
+
+}  // namespace entropyserve
