@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "entropyserve/v1/entropyserve.pb.h"
 
@@ -84,23 +85,46 @@ absl::Status SetField(Message* message, const FieldDescriptor* field, std::strin
   }
 }
 
+// A field's value as --help shows it; empty for an absent one.
+std::string Shown(const Message& message, const char* name) {
+  const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
+  const google::protobuf::Reflection& reflection = *message.GetReflection();
+  if (!reflection.HasField(message, field)) return "";
+  switch (field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_STRING:
+      return reflection.GetString(message, field);
+    case FieldDescriptor::CPPTYPE_BOOL:
+      return reflection.GetBool(message, field) ? "true" : "false";
+    case FieldDescriptor::CPPTYPE_FLOAT:
+      return absl::StrCat(reflection.GetFloat(message, field));
+    default:
+      return absl::StrCat(reflection.GetInt32(message, field));
+  }
+}
+
 // `part` finds the message at parse time, so that a policy without flags stays empty.
 template <typename Part, size_t kCount>
-void AddFlags(FlagSet* flags, v1::Policy* policy, const PolicyFlag (&table)[kCount], Part part) {
+void AddFlags(FlagSet* flags, v1::Policy* policy, const PolicyFlag (&table)[kCount],
+              const Message& defaults, Part part) {
   for (const PolicyFlag& entry : table) {
-    flags->AddCustom(entry.flag, "", entry.help, [policy, part, entry](std::string_view text) {
-      Message* message = part(policy);
-      return SetField(message, message->GetDescriptor()->FindFieldByName(entry.field), text);
-    });
+    flags->AddCustom(entry.flag, Shown(defaults, entry.field), entry.help,
+                     [policy, part, entry](std::string_view text) {
+                       Message* message = part(policy);
+                       return SetField(
+                           message, message->GetDescriptor()->FindFieldByName(entry.field), text);
+                     });
   }
 }
 
 }  // namespace
 
-void AddPolicyFlags(FlagSet* flags, v1::Policy* policy) {
-  AddFlags(flags, policy, kPrefillFlags,
+void AddPolicyFlags(FlagSet* flags, v1::Policy* policy, const v1::Policy* defaults) {
+  const v1::Policy none;
+  const v1::Policy& shown = defaults == nullptr ? none : *defaults;
+  AddFlags(flags, policy, kPrefillFlags, shown.prefill(),
            [](v1::Policy* p) -> Message* { return p->mutable_prefill(); });
-  AddFlags(flags, policy, kKvFlags, [](v1::Policy* p) -> Message* { return p->mutable_kv(); });
+  AddFlags(flags, policy, kKvFlags, shown.kv(),
+           [](v1::Policy* p) -> Message* { return p->mutable_kv(); });
 }
 
 }  // namespace entropyserve

@@ -13,6 +13,7 @@ class Policy;
 // Adds --prefill-policy, --kv-policy and one flag per parameter, --prefill-... and --kv-...; each
 // that is given sets its field of `policy`, which outlives `flags`. Ranges are checked where the
 // policy is used.
-void AddPolicyFlags(FlagSet* flags, v1::Policy* policy);
+// `defaults`: what --help shows; nullptr: nothing.
+void AddPolicyFlags(FlagSet* flags, v1::Policy* policy, const v1::Policy* defaults = nullptr);
 
 }  // namespace entropyserve

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "proto/policy_flags.h"
+#include "server/convert.h"
 
 namespace entropyserve {
 namespace {
@@ -76,13 +77,76 @@ void AddQueueFlags(FlagSet* set, ServerFlags* flags) {
 
 void AddEngineFlags(FlagSet* set, ServerFlags* flags) {
   set->Section("Engine");
-  set->AddBytes("kv-bytes", &flags->kv_bytes, "memory for the KV cache; 0: half of what is free");
+  set->AddBytes("kv-bytes", &flags->kv_bytes,
+                "memory for the KV cache; 0: what the machine can spare");
   set->Add("max-context", &flags->max_context,
            "tokens of prompt, session and answer; 0: the model's own");
-  set->Add("step-tokens", &flags->step_tokens, "tokens of one engine step");
-  set->Add("lone-chunk-tokens", &flags->lone_chunk_tokens, "chunk of a prompt that is read alone");
+  set->Add("step-tokens", &flags->step_tokens,
+           "tokens of one engine step; 0: what takes about a second");
+  set->Add("lone-chunk-tokens", &flags->lone_chunk_tokens,
+           "chunk of a prompt that is read alone; 0: the same");
   set->Add("max-whole-prompt-tokens", &flags->max_whole_prompt_tokens,
            "longest prompt of prefill policy entropy_paper");
+}
+
+absl::Status ValidateNetwork(const ServerFlags& flags) {
+  RETURN_IF_ERROR(CheckAddress(flags.listen, "listen", false));
+  RETURN_IF_ERROR(CheckAddress(flags.metrics_listen, "metrics-listen", true));
+  RETURN_IF_ERROR(CheckAddress(flags.health_listen, "health-listen", true));
+  const bool has_auth = !flags.key_file.empty() || !flags.tls_client_ca.empty();
+  RETURN_IF_ERROR(Require(IsLoopback(flags.listen) || has_auth || flags.allow_remote_without_auth,
+                          "listen",
+                          "not a loopback address: give --key-file or --tls-client-ca, or "
+                          "--allow-remote-without-auth"));
+  RETURN_IF_ERROR(Require(flags.tls_cert.empty() == flags.tls_key.empty(), "tls-key",
+                          "--tls-cert and --tls-key come together"));
+  return Require(flags.tls_client_ca.empty() || !flags.tls_cert.empty(), "tls-client-ca",
+                 "needs --tls-cert and --tls-key");
+}
+
+absl::Status ValidateCounts(const ServerFlags& flags) {
+  RETURN_IF_ERROR(Require(
+      flags.max_message_bytes >= 1024 && flags.max_message_bytes <= std::numeric_limits<int>::max(),
+      "max-message-bytes", "expected 1K to 2G"));
+  RETURN_IF_ERROR(Require(flags.short_lane_bytes >= flags.short_prompt_bytes, "short-lane-bytes",
+                          "expected at least --short-prompt-bytes"));
+  RETURN_IF_ERROR(Require(flags.long_lane_bytes >= flags.max_message_bytes, "long-lane-bytes",
+                          "expected at least --max-message-bytes"));
+  const std::pair<const char*, double> positive[] = {
+      {"max-streams-per-connection", flags.max_streams_per_connection},
+      {"max-open-streams", flags.max_open_streams},
+      {"max-queue-requests", flags.max_queue_requests},
+      {"max-queue-tokens", static_cast<double>(flags.max_queue_tokens)},
+      {"max-sequences", flags.max_sequences},
+      {"max-whole-prompt-tokens", static_cast<double>(flags.max_whole_prompt_tokens)}};
+  for (const auto& [flag, value] : positive) {
+    RETURN_IF_ERROR(Require(value >= 1, flag, "expected at least 1"));
+  }
+  const std::pair<const char*, double> not_negative[] = {
+      {"step-tokens", static_cast<double>(flags.step_tokens)},
+      {"lone-chunk-tokens", static_cast<double>(flags.lone_chunk_tokens)},
+      {"kv-bytes", static_cast<double>(flags.kv_bytes)},
+      {"max-context", static_cast<double>(flags.max_context)}};
+  for (const auto& [flag, value] : not_negative) {
+    RETURN_IF_ERROR(Require(value >= 0, flag, "expected 0 or more"));
+  }
+  return Require(flags.threads >= 0 && flags.threads <= 4096, "threads", "expected 0 to 4096");
+}
+
+absl::Status ValidateSeconds(const ServerFlags& flags) {
+  const std::pair<const char*, double> seconds[] = {
+      {"default-deadline-seconds", flags.default_deadline_seconds},
+      {"max-deadline-seconds", flags.max_deadline_seconds},
+      {"keepalive-seconds", flags.keepalive_seconds},
+      {"keepalive-timeout-seconds", flags.keepalive_timeout_seconds},
+      {"min-ping-interval-seconds", flags.min_ping_interval_seconds}};
+  for (const auto& [flag, value] : seconds) {
+    RETURN_IF_ERROR(Require(InSeconds(value, 0.001), flag, "expected seconds, more than 0"));
+  }
+  RETURN_IF_ERROR(
+      Require(InSeconds(flags.drain_seconds, 0), "drain-seconds", "expected seconds, 0 or more"));
+  return Require(flags.default_deadline_seconds <= flags.max_deadline_seconds,
+                 "default-deadline-seconds", "longer than --max-deadline-seconds");
 }
 
 }  // namespace
@@ -109,7 +173,9 @@ FlagSet MakeServerFlagSet(ServerFlags* flags) {
   AddQueueFlags(&set, flags);
   AddEngineFlags(&set, flags);
   set.Section("Defaults of requests");
-  AddPolicyFlags(&set, &flags->policy);
+  v1::Policy shown;
+  PolicyToProto(PrefillPolicy(), KvPolicy(), &shown);
+  AddPolicyFlags(&set, &flags->policy, &shown);
   set.Add("seed", &flags->seed, "seed of requests that give none; absent: drawn for each");
   set.Section("Life");
   set.Add("drain-seconds", &flags->drain_seconds,
@@ -124,53 +190,9 @@ FlagSet MakeServerFlagSet(ServerFlags* flags) {
 absl::Status Validate(const ServerFlags& flags) {
   RETURN_IF_ERROR(Require(!flags.model.empty(), "model",
                           "required: a .gguf file, or a folder with config.json and safetensors"));
-  RETURN_IF_ERROR(CheckAddress(flags.listen, "listen", false));
-  RETURN_IF_ERROR(CheckAddress(flags.metrics_listen, "metrics-listen", true));
-  RETURN_IF_ERROR(CheckAddress(flags.health_listen, "health-listen", true));
-  const bool has_auth = !flags.key_file.empty() || !flags.tls_client_ca.empty();
-  RETURN_IF_ERROR(Require(IsLoopback(flags.listen) || has_auth || flags.allow_remote_without_auth,
-                          "listen",
-                          "not a loopback address: give --key-file or --tls-client-ca, or "
-                          "--allow-remote-without-auth"));
-  RETURN_IF_ERROR(Require(flags.tls_cert.empty() == flags.tls_key.empty(), "tls-key",
-                          "--tls-cert and --tls-key come together"));
-  RETURN_IF_ERROR(Require(flags.tls_client_ca.empty() || !flags.tls_cert.empty(), "tls-client-ca",
-                          "needs --tls-cert and --tls-key"));
-  RETURN_IF_ERROR(Require(
-      flags.max_message_bytes >= 1024 && flags.max_message_bytes <= std::numeric_limits<int>::max(),
-      "max-message-bytes", "expected 1K to 2G"));
-  RETURN_IF_ERROR(Require(flags.short_lane_bytes >= flags.short_prompt_bytes, "short-lane-bytes",
-                          "expected at least --short-prompt-bytes"));
-  RETURN_IF_ERROR(Require(flags.long_lane_bytes >= flags.max_message_bytes, "long-lane-bytes",
-                          "expected at least --max-message-bytes"));
-  const std::pair<const char*, double> positive[] = {
-      {"max-streams-per-connection", flags.max_streams_per_connection},
-      {"max-open-streams", flags.max_open_streams},
-      {"max-queue-requests", flags.max_queue_requests},
-      {"max-queue-tokens", static_cast<double>(flags.max_queue_tokens)},
-      {"max-sequences", flags.max_sequences},
-      {"step-tokens", static_cast<double>(flags.step_tokens)},
-      {"lone-chunk-tokens", static_cast<double>(flags.lone_chunk_tokens)},
-      {"max-whole-prompt-tokens", static_cast<double>(flags.max_whole_prompt_tokens)}};
-  for (const auto& [flag, value] : positive) {
-    RETURN_IF_ERROR(Require(value >= 1, flag, "expected at least 1"));
-  }
-  const std::pair<const char*, double> seconds[] = {
-      {"default-deadline-seconds", flags.default_deadline_seconds},
-      {"max-deadline-seconds", flags.max_deadline_seconds},
-      {"keepalive-seconds", flags.keepalive_seconds},
-      {"keepalive-timeout-seconds", flags.keepalive_timeout_seconds},
-      {"min-ping-interval-seconds", flags.min_ping_interval_seconds}};
-  for (const auto& [flag, value] : seconds) {
-    RETURN_IF_ERROR(Require(InSeconds(value, 0.001), flag, "expected seconds, more than 0"));
-  }
-  RETURN_IF_ERROR(
-      Require(InSeconds(flags.drain_seconds, 0), "drain-seconds", "expected seconds, 0 or more"));
-  RETURN_IF_ERROR(Require(flags.default_deadline_seconds <= flags.max_deadline_seconds,
-                          "default-deadline-seconds", "longer than --max-deadline-seconds"));
-  RETURN_IF_ERROR(
-      Require(flags.threads >= 0 && flags.threads <= 4096, "threads", "expected 0 to 4096"));
-  return Require(flags.max_context >= 0, "max-context", "expected 0 or more");
+  RETURN_IF_ERROR(ValidateNetwork(flags));
+  RETURN_IF_ERROR(ValidateCounts(flags));
+  return ValidateSeconds(flags);
 }
 
 }  // namespace entropyserve

@@ -52,8 +52,8 @@ struct ServerFlags {
   // Engine.
   int64_t kv_bytes = 0;
   int64_t max_context = 0;
-  int64_t step_tokens = 2048;
-  int64_t lone_chunk_tokens = 8192;
+  int64_t step_tokens = 0;
+  int64_t lone_chunk_tokens = 0;
   int64_t max_whole_prompt_tokens = 32768;
 
   // Defaults of requests.

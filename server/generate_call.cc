@@ -171,11 +171,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
         return;
       }
     }
-    absl::StatusOr<EngineRequest> request = MakeRequest();
-    request_.Clear();
-    absl::StatusOr<RequestId> id = request.status();
     Engine* const engine = (*core_->Model())->engine.get();  // Admit has checked that it is there
-    if (request.ok()) id = engine->Submit(*std::move(request), shared_from_this());
+    const absl::StatusOr<RequestId> id = Submit(engine);
     absl::Status cancel;
     {
       MutexLock lock(&mutex_);
@@ -190,6 +187,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     // What happened while the id was not known.
     if (!cancel.ok()) engine->Cancel(*id, cancel);
     SyncPause();
+  }
+
+  absl::StatusOr<RequestId> Submit(Engine* engine) {
+    absl::StatusOr<EngineRequest> request = MakeRequest();
+    request_.Clear();
+    if (!request.ok()) return request.status();
+    return engine->Submit(*std::move(request), shared_from_this());
   }
 
   absl::StatusOr<EngineRequest> MakeRequest() {

@@ -1,0 +1,530 @@
+// The service end to end over loopback: streams, errors, limits, cancellation, drain.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "server/outbox.h"
+#include "tests/server_testing.h"
+
+namespace entropyserve {
+namespace {
+
+using ::testing::AnyOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::StartsWith;
+using Event = v1::GenerateEvent;
+
+// --- Streams ---
+
+class StreamTest : public ServerFixture {
+ protected:
+  void SetUp() override { StartServer(); }
+};
+
+TEST_F(StreamTest, EventsComeInOrderAndTheReceiptLast) {
+  engine_->SetScript({.prefill_steps = 3, .tokens = 5});
+  v1::GenerateRequest request = TextRequest();
+  request.set_progress(true);
+  request.set_request_id("r1");
+  request.mutable_sampling()->set_seed(7);
+  const Result result = Generate(request);
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+  ASSERT_GE(result.events.size(), 3u);
+  int stage = 0;
+  int64_t progressed = 0;
+  std::vector<int32_t> ids;
+  for (const Event& event : result.events) {
+    const int next = event.has_accepted()   ? 0
+                     : event.has_progress() ? 1
+                     : event.has_tokens()   ? 2
+                                            : 3;
+    EXPECT_GE(next, stage);
+    stage = next;
+    if (event.has_progress()) {
+      EXPECT_GT(event.progress().prefilled_tokens(), progressed);
+      progressed = event.progress().prefilled_tokens();
+    }
+    ids.insert(ids.end(), event.tokens().ids().begin(), event.tokens().ids().end());
+  }
+  EXPECT_TRUE(result.events.front().has_accepted());
+  EXPECT_EQ(result.text(), "t0 t1 t2 t3 t4 ");
+  EXPECT_EQ(ids.size(), 5u);
+  const auto prompt = static_cast<int64_t>(engine_->Requests()[0].prompt.size());
+  EXPECT_EQ(result.events.front().accepted().prompt_tokens(), prompt);
+  EXPECT_EQ(progressed, prompt);
+  ASSERT_TRUE(result.events.back().has_finished());
+  const v1::Finished& finished = result.events.back().finished();
+  EXPECT_EQ(finished.reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(finished.receipt().generated_tokens(), 5);
+  EXPECT_EQ(finished.receipt().seed(), 7u);
+  EXPECT_DOUBLE_EQ(finished.receipt().attention_flops_ratio(), 0.25);
+  EXPECT_DOUBLE_EQ(finished.receipt().kv_bytes_ratio(), 0.25);
+  EXPECT_EQ(finished.receipt().policy().prefill().preset(), "entropy");
+  EXPECT_EQ(finished.receipt().policy().kv().budget_tokens(), 2048);
+  EXPECT_EQ(engine_->Requests()[0].request_id, "r1");
+}
+
+TEST_F(StreamTest, LogprobsAndTraceArrive) {
+  engine_->SetScript({.tokens = 2, .trace_layers = 3});
+  v1::GenerateRequest request = TextRequest();
+  request.mutable_sampling()->set_logprobs(2);
+  request.set_trace(true);
+  const Result result = Generate(request);
+  ASSERT_TRUE(result.status.ok());
+  int logprobs = 0;
+  std::vector<int> layers;
+  for (const Event& event : result.events) {
+    for (const v1::TokenLogprobs& token : event.tokens().logprobs()) {
+      EXPECT_FLOAT_EQ(token.logprob(), -1.5f);
+      ASSERT_EQ(token.top_size(), 2);
+      EXPECT_EQ(token.top(1).id(), 1);
+      ++logprobs;
+    }
+    if (event.has_trace()) {
+      layers.push_back(event.trace().layer());
+      ASSERT_EQ(event.trace().entropy_size(), 6);  // 2 kv heads, 3 segments
+      EXPECT_FLOAT_EQ(event.trace().entropy(0), 6.0f * event.trace().layer());
+      EXPECT_EQ(event.trace().selected(5), 6 * event.trace().layer() + 5);
+      ASSERT_EQ(event.trace().kept_size(), 2);
+      EXPECT_THAT(event.trace().kept(1).positions(),
+                  ElementsAre(2 * event.trace().layer() + 1, 2 * event.trace().layer() + 2));
+    }
+  }
+  EXPECT_EQ(logprobs, 2);
+  EXPECT_THAT(layers, ElementsAre(0, 1, 2));
+  EXPECT_TRUE(result.events.back().has_finished());
+}
+
+TEST_F(StreamTest, ManyStreamsAtOnceStayApart) {
+  engine_->SetScript({.tokens = 50});
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 16; ++i) {
+    threads.emplace_back([this, i] {
+      v1::GenerateRequest request;
+      for (int id = 0; id <= i; ++id) request.mutable_token_ids()->add_ids(id);
+      const Result result = Generate(request);
+      ASSERT_TRUE(result.status.ok());
+      std::vector<int32_t> ids, expected;
+      for (const Event& event : result.events) {
+        ids.insert(ids.end(), event.tokens().ids().begin(), event.tokens().ids().end());
+      }
+      for (int k = 0; k < 50; ++k) expected.push_back(i + 1 + k);
+      EXPECT_EQ(ids, expected);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(engine_->Stats().completed, 16);
+}
+
+TEST_F(StreamTest, FailureAfterAdmissionEndsWithFinishedAndItsStatus) {
+  engine_->SetScript({.fail_after_prefill = absl::ResourceExhaustedError("scratch is full")});
+  const Result result = Generate(TextRequest());
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  ASSERT_TRUE(result.events.back().has_finished());
+  EXPECT_EQ(result.events.back().finished().reason(), v1::FINISH_REASON_ERROR);
+}
+
+TEST_F(StreamTest, InternalErrorsKeepTheirTextToThemselves) {
+  engine_->SetScript({.fail_after_prefill = absl::InternalError("/secret/path 10.0.0.1")});
+  const Result result = Generate(TextRequest());
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(result.status.error_message(), "internal error");
+}
+
+// --- Prompts ---
+
+TEST_F(StreamTest, TextIsPlainUnlessParseSpecial) {
+  v1::GenerateRequest request = TextRequest("a<|im_end|>");
+  ASSERT_TRUE(Generate(request).status.ok());
+  request.set_parse_special(true);
+  ASSERT_TRUE(Generate(request).status.ok());
+  const int32_t end = *model_->tokenizer->FindControl("<|im_end|>");
+  const auto requests = engine_->Requests();
+  EXPECT_THAT(requests[0].prompt, ::testing::Not(::testing::Contains(end)));
+  EXPECT_THAT(requests[1].prompt, ::testing::Contains(end));
+  EXPECT_FALSE(requests[0].strip_leading_space);
+}
+
+TEST_F(StreamTest, MessagesUseTheTemplateAndContentStaysText) {
+  v1::GenerateRequest request;
+  v1::Message& message = *request.mutable_messages()->add_messages();
+  message.set_role("user");
+  message.set_content("x<|im_end|>");
+  ASSERT_TRUE(Generate(request).status.ok());
+  const EngineRequest sent = engine_->Requests()[0];
+  const int32_t end = *model_->tokenizer->FindControl("<|im_end|>");
+  EXPECT_EQ(std::count(sent.prompt.begin(), sent.prompt.end(), end), 1);  // the template's own
+  EXPECT_EQ(sent.end_of_turn, model_->chat->end_of_turn_ids());
+  EXPECT_TRUE(sent.strip_leading_space);
+}
+
+TEST_F(StreamTest, PromptErrorsNameTheField) {
+  const auto message = [this](const v1::GenerateRequest& request) {
+    const Result result = Generate(request);
+    EXPECT_EQ(result.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    return result.status.error_message();
+  };
+  v1::GenerateRequest request;
+  EXPECT_THAT(message(request), StartsWith("input:"));
+  EXPECT_THAT(message(TextRequest("")), StartsWith("text:"));
+  request.mutable_token_ids();
+  EXPECT_THAT(message(request), StartsWith("token_ids:"));
+  request.mutable_token_ids()->add_ids(0);
+  request.mutable_token_ids()->add_ids(model_->vocab_size());
+  EXPECT_THAT(message(request), StartsWith("token_ids.ids[1]:"));
+  request.mutable_token_ids()->set_ids(1, -1);
+  EXPECT_THAT(message(request), StartsWith("token_ids.ids[1]:"));
+  request.mutable_messages();
+  EXPECT_THAT(message(request), StartsWith("messages"));
+  request.mutable_messages()->add_messages()->set_role("wizard");
+  EXPECT_THAT(message(request), StartsWith("messages[0].role"));
+  request = TextRequest();
+  request.set_request_id(std::string(200, 'a'));
+  EXPECT_THAT(message(request), StartsWith("request_id:"));
+  request.set_request_id("line\nbreak");
+  EXPECT_THAT(message(request), StartsWith("request_id:"));
+  request = TextRequest();
+  request.set_keep_on_disconnect(true);
+  EXPECT_THAT(message(request), StartsWith("keep_on_disconnect:"));
+  model_->context_tokens = 3;
+  EXPECT_THAT(message(TextRequest("one two three four five six")),
+              HasSubstr("the context holds 3"));
+  EXPECT_THAT(engine_->Requests(), IsEmpty());
+}
+
+TEST_F(StreamTest, UnknownTemplateRefusesMessagesButNotText) {
+  model_->chat = absl::FailedPreconditionError("messages: the template is not known; text works");
+  v1::GenerateRequest request;
+  v1::Message& message = *request.mutable_messages()->add_messages();
+  message.set_role("user");
+  message.set_content("x");
+  const Result result = Generate(request);
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(ErrorReason(result.status), "NO_CHAT_TEMPLATE");
+  EXPECT_TRUE(Generate(TextRequest()).status.ok());
+}
+
+TEST_F(StreamTest, LongPromptsFitAsTextAndAsIds) {
+  v1::GenerateRequest request;
+  constexpr int kTokens = 1'000'000;
+  for (int i = 0; i < kTokens; ++i) request.mutable_token_ids()->add_ids(i % model_->vocab_size());
+  ASSERT_TRUE(Generate(request).status.ok());
+  EXPECT_EQ(engine_->Requests()[0].prompt.size(), size_t{kTokens});
+  std::string text;
+  while (text.size() < 5'000'000) text += "The quick brown fox jumps over it. ";
+  model_->context_tokens = 8 << 20;
+  const Result result = Generate(TextRequest(text));
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+}
+
+// --- Messages that do not parse ---
+
+TEST_F(StreamTest, BrokenMessagesAreInvalidArguments) {
+  // Field 2 (text), two bytes, which are no UTF-8; then bytes that are no message at all.
+  const std::string broken_text = std::string("\x12\x02\xff\xfe", 4);
+  for (const std::string& bytes :
+       {broken_text, std::string("\xff\xff\xff\xff"), std::string("\x12\x50xx")}) {
+    const grpc::Status status = CallRaw("Generate", bytes);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), StartsWith("GenerateRequest:"));
+  }
+  const std::string broken_tokenize = std::string("\x0a\x02\xff\xfe", 4);
+  const grpc::Status status = CallRaw("Tokenize", broken_tokenize);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), StartsWith("TokenizeRequest:"));
+  for (const char* method : {"GetSession", "Detokenize", "ForkSession", "DeleteSession"}) {
+    EXPECT_EQ(CallRaw(method, "\xff\xff\xff\xff").error_code(), grpc::StatusCode::INVALID_ARGUMENT)
+        << method;
+  }
+  EXPECT_THAT(engine_->Requests(), IsEmpty());
+}
+
+// --- Cancellation and deadlines ---
+
+TEST_F(StreamTest, CancelReachesTheEngine) {
+  engine_->SetScript({.tokens = 1'000'000});
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, TextRequest());
+  Event event;
+  while (reader->Read(&event) && !event.has_tokens()) {
+  }
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  FakeEngine::WaitFor([this] { return engine_->Stats().cancelled == 1; });
+  EXPECT_EQ(engine_->Cancels()[1].code(), absl::StatusCode::kCancelled);
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+}
+
+TEST_F(StreamTest, LostConnectionCancels) {
+  engine_->SetScript({.tokens = 1'000'000});
+  {
+    grpc::ClientContext context;
+    const auto stub = NewStub();
+    const auto reader = stub->Generate(&context, TextRequest());
+    Event event;
+    ASSERT_TRUE(reader->Read(&event));
+  }
+  FakeEngine::WaitFor([this] { return engine_->Stats().cancelled == 1; });
+}
+
+TEST_F(StreamTest, DeadlineReachesTheEngine) {
+  engine_->Hold(true);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(200));
+  const Result result = Generate(TextRequest(), &context);
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  FakeEngine::WaitFor([this] { return engine_->Stats().cancelled == 1; });
+  const auto deadline = engine_->Requests()[0].deadline;
+  EXPECT_LT(deadline, std::chrono::steady_clock::now());
+}
+
+TEST_F(StreamTest, CallsWithoutDeadlineGetTheDefaultAndLongOnesAreCut) {
+  const auto seconds_left = [this](const EngineRequest& request) {
+    return std::chrono::duration<double>(request.deadline - std::chrono::steady_clock::now())
+        .count();
+  };
+  ASSERT_TRUE(Generate(TextRequest()).status.ok());
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::hours(1000));
+  ASSERT_TRUE(Generate(TextRequest(), &context).status.ok());
+  const auto requests = engine_->Requests();
+  EXPECT_LE(seconds_left(requests[0]), 3600);
+  EXPECT_GT(seconds_left(requests[0]), 3000);
+  EXPECT_LE(seconds_left(requests[1]), 24 * 3600);
+  EXPECT_GT(seconds_left(requests[1]), 23 * 3600);
+}
+
+TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
+  engine_->SetScript({.tokens = 20});
+  v1::Session session;
+  grpc::ClientContext create;
+  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  v1::GenerateRequest request = TextRequest();
+  request.set_session_id(session.id());
+  request.set_keep_on_disconnect(true);
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  Event event;
+  ASSERT_TRUE(reader->Read(&event));
+  engine_->Hold(true);
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  engine_->Hold(false);
+  FakeEngine::WaitFor([this] { return engine_->Stats().completed == 1; });
+  EXPECT_THAT(engine_->Cancels(), IsEmpty());
+  EXPECT_EQ(engine_->TokensSent(1), 20);
+}
+
+// --- Slow readers ---
+
+TEST_F(StreamTest, SlowReaderPausesItselfOnly) {
+  // Enough to fill every buffer between the engine and a reader that does not read.
+  engine_->SetScript({.tokens = 4000, .text_bytes = 4096});
+  const auto slow_stub = NewStub();
+  grpc::ClientContext context;
+  const auto slow = slow_stub->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([this] { return engine_->IsPaused(1); });
+  const int64_t sent = engine_->TokensSent(1);
+  EXPECT_LT(sent, 4000);
+
+  engine_->SetScript({.tokens = 50});
+  const Result other = Generate(TextRequest());
+  ASSERT_TRUE(other.status.ok());
+  EXPECT_EQ(other.events.back().finished().receipt().generated_tokens(), 50);
+  EXPECT_FALSE(engine_->IsPaused(2));
+  EXPECT_TRUE(engine_->IsPaused(1));
+  EXPECT_EQ(engine_->TokensSent(1), sent);
+
+  // Once it reads, everything arrives.
+  Event event;
+  size_t bytes = 0;
+  while (slow->Read(&event)) bytes += event.tokens().text().size();
+  EXPECT_TRUE(slow->Finish().ok());
+  EXPECT_EQ(bytes, size_t{4000} * 4096);
+}
+
+TEST_F(StreamTest, ReaderThatNeverReadsCanBeCancelled) {
+  engine_->SetScript({.tokens = 100'000, .text_bytes = 4096});
+  grpc::ClientContext context;
+  const auto stub = NewStub();
+  const auto reader = stub->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([this] { return engine_->IsPaused(1); });
+  context.TryCancel();
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  EXPECT_EQ(engine_->Stats().cancelled, 1);
+}
+
+TEST(OutboxTest, JoinsTokensReplacesProgressAndAsksForAPause) {
+  Outbox outbox(1000);
+  const auto push_tokens = [&](int id, const std::string& text) {
+    Event event;
+    event.mutable_tokens()->add_ids(id);
+    event.mutable_tokens()->set_text(text);
+    outbox.Push(event);
+  };
+  const auto push_progress = [&](int64_t done) {
+    Event event;
+    event.mutable_progress()->set_prefilled_tokens(done);
+    outbox.Push(event);
+  };
+  push_progress(1);
+  push_progress(2);
+  push_tokens(1, "a");
+  push_tokens(2, "b");
+  EXPECT_EQ(outbox.Pop().progress().prefilled_tokens(), 2);
+  EXPECT_FALSE(outbox.wants_pause());
+  push_tokens(3, std::string(1000, 'x'));
+  EXPECT_TRUE(outbox.wants_pause());
+  const Event joined = outbox.Pop();
+  EXPECT_THAT(joined.tokens().ids(), ElementsAre(1, 2, 3));
+  EXPECT_EQ(joined.tokens().text(), "ab" + std::string(1000, 'x'));
+  EXPECT_TRUE(outbox.empty());
+  EXPECT_EQ(outbox.bytes(), 0u);
+  EXPECT_FALSE(outbox.wants_pause());
+}
+
+// --- Queues ---
+
+TEST_F(StreamTest, FullEngineQueueCarriesRetryAdvice) {
+  engine_->SetSubmitStatus(WithRetryAfter(absl::ResourceExhaustedError("queue is full"), 2.5));
+  grpc::Status status = Generate(TextRequest()).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  ASSERT_TRUE(RetrySeconds(status).has_value());
+  EXPECT_DOUBLE_EQ(*RetrySeconds(status), 2.5);
+
+  engine_->SetSubmitStatus(absl::ResourceExhaustedError("needs 10 GiB, have 1 GiB"));
+  status = Generate(TextRequest()).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_FALSE(RetrySeconds(status).has_value());
+
+  engine_->SetSubmitStatus(WithReason(absl::FailedPreconditionError("busy"), kSessionBusy));
+  status = Generate(TextRequest()).status;
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(ErrorReason(status), "SESSION_BUSY");
+}
+
+class LimitsTest : public ServerFixture {};
+
+TEST_F(LimitsTest, FullEncodeLaneCarriesRetryAdviceAndTheOtherLaneStaysOpen) {
+  ServiceLimits limits;
+  limits.short_prompt_bytes = 1000;
+  limits.short_lane_bytes = 10'000;
+  limits.long_lane_bytes = 10'000;
+  StartServer(limits);
+  // The long lane's thread waits here until it is told to go on.
+  std::mutex gate;
+  gate.lock();
+  ASSERT_TRUE(core_->lanes().Post(5000, [&gate] { std::lock_guard wait(gate); }).ok());
+  const grpc::Status full = Generate(TextRequest(std::string(8000, 'a'))).status;
+  EXPECT_EQ(full.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(RetrySeconds(full).has_value());
+  EXPECT_TRUE(Generate(TextRequest("short")).status.ok());
+  gate.unlock();
+  FakeEngine::WaitFor([this] { return core_->lanes().long_bytes() == 0; });
+  EXPECT_TRUE(Generate(TextRequest(std::string(8000, 'a'))).status.ok());
+}
+
+TEST_F(LimitsTest, CancelWhileWaitingToBeTokenizedEndsTheCall) {
+  StartServer();
+  std::mutex gate;
+  gate.lock();
+  ASSERT_TRUE(core_->lanes().Post(10, [&gate] { std::lock_guard wait(gate); }).ok());
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 1; });
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  // The server may learn of it before or after the prompt is tokenized; nothing is answered either
+  // way.
+  engine_->Hold(true);
+  gate.unlock();
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  EXPECT_EQ(engine_->Stats().completed, 0);
+}
+
+TEST_F(LimitsTest, TooManyOpenStreamsAreRefusedWithRetryAdvice) {
+  ServiceLimits limits;
+  limits.max_open_streams = 1;
+  StartServer(limits);
+  engine_->Hold(true);
+  grpc::ClientContext context;
+  const auto first = stub_->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([this] { return engine_->Requests().size() == 1; });
+  const grpc::Status second = Generate(TextRequest()).status;
+  EXPECT_EQ(second.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(RetrySeconds(second).has_value());
+  engine_->Hold(false);
+  Event event;
+  while (first->Read(&event)) {
+  }
+  EXPECT_TRUE(first->Finish().ok());
+}
+
+TEST_F(LimitsTest, MessagesAboveTheLimitAreRefused) {
+  ServerOptions options;
+  options.max_message_bytes = 2000;
+  StartServer({}, options);
+  EXPECT_EQ(Generate(TextRequest(std::string(4000, 'a'))).status.error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Generate(TextRequest(std::string(1000, 'a'))).status.ok());
+}
+
+// --- Start and drain ---
+
+TEST_F(LimitsTest, RefusesUntilTheModelIsThere) {
+  StartServer({}, {}, /*serve=*/false);
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  v1::GetServerResponse server;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub_->GetServer(&context, {}, &server).ok());
+  EXPECT_EQ(server.state(), v1::GetServerResponse::STATE_STARTING);
+  core_->Attach(model_.get());
+  EXPECT_TRUE(Generate(TextRequest()).status.ok());
+}
+
+TEST_F(LimitsTest, DrainFinishesWhatRunsAndRefusesTheRest) {
+  StartServer();
+  engine_->Hold(true);
+  engine_->SetScript({.tokens = 7});
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([this] { return engine_->Requests().size() == 1; });
+  core_->BeginDrain();
+  EXPECT_FALSE(core_->Idle());
+  EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  v1::Session session;
+  grpc::ClientContext create;
+  EXPECT_EQ(stub_->CreateSession(&create, {}, &session).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+  engine_->Hold(false);
+  Event event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(event.finished().receipt().generated_tokens(), 7);
+  FakeEngine::WaitFor([this] { return core_->Idle(); });
+}
+
+TEST_F(LimitsTest, WhatIsLeftAfterTheDrainEndsUnavailable) {
+  StartServer();
+  engine_->SetScript({.tokens = 1'000'000});
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, TextRequest());
+  Event event;
+  ASSERT_TRUE(reader->Read(&event));
+  core_->BeginDrain();
+  core_->AbortAll(absl::UnavailableError("shut down"));
+  while (reader->Read(&event)) {
+  }
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(event.has_finished());
+  EXPECT_EQ(event.finished().reason(), v1::FINISH_REASON_CANCELLED);
+}
+
+}  // namespace
+}  // namespace entropyserve
