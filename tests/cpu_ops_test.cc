@@ -141,8 +141,7 @@ TEST(Matmul, CacheStaysBounded) {
   }
 }
 
-// ---- Row operators
-// -------------------------------------------------------------------------------
+// ---- Row operators ------------------------------------------------------------------------------
 
 // A tensor of either type with its values as floats.
 struct Data {
@@ -298,8 +297,7 @@ TEST_P(Ops, LinearOfFewRowsIsTheSameAloneAndTogether) {
   }
 }
 
-// ---- Memory and description
-// ----------------------------------------------------------------------
+// ---- Memory and description ---------------------------------------------------------------------
 
 TEST(CpuMemory, AllocatesZeroedAndCounts) {
   const std::unique_ptr<Backend> backend = MakeCpuBackend(1);

@@ -12,8 +12,7 @@
 
 namespace entropyserve {
 
-CpuBackend::CpuBackend(int threads)
-    : features_(DetectCpuFeatures()), budget_(cpu::AvailableMemory()), workers_(threads) {}
+CpuBackend::CpuBackend(int threads) : budget_(cpu::AvailableMemory()), workers_(threads) {}
 
 CpuBackend::~CpuBackend() {
   for (const auto& [p, bytes] : allocations_) munmap(p, bytes);
@@ -22,11 +21,11 @@ CpuBackend::~CpuBackend() {
 std::string CpuBackend::Description() const {
   const int threads = workers_.pool.threads();
   return "CPU: " + std::to_string(threads) + (threads == 1 ? " thread, " : " threads, ") +
-         ToString(features_);
+         ToString(workers_.features);
 }
 
 DType CpuBackend::AutoDType() const {
-  return features_.amx_bf16 || features_.avx512_bf16 ? DType::kBF16 : DType::kF32;
+  return workers_.features.avx512_bf16 ? DType::kBF16 : DType::kF32;
 }
 
 // Straight from the system: zeroed, and pages that are never touched cost nothing. They count as

@@ -6,7 +6,6 @@
 #include <unordered_map>
 
 #include "kernels/backend.h"
-#include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/workers.h"
 
 namespace entropyserve {
@@ -43,7 +42,6 @@ class CpuBackend final : public Backend {
   void Sample(const SampleParams& p) override;
 
  private:
-  const CpuFeatures features_;
   const size_t budget_;  // bytes that were available at the start
   size_t allocated_ = 0;
   std::unordered_map<void*, size_t> allocations_;

@@ -110,8 +110,7 @@ ES_SIMD void Softmax(float* scores, int32_t n, float scale, float* max, float* s
   *sum = simd::Sum(total);
 }
 
-// ---- Values
-// --------------------------------------------------------------------------------------
+// ---- Values -------------------------------------------------------------------------------------
 
 // out[h, R runs] += sum over n keys of probs[h, i] * values[i]; the last run holds `last` numbers.
 template <int H, int R, typename T>
@@ -178,8 +177,7 @@ ES_SIMD void AddBF16(const float* probs, int heads, const bf16_t* values, int32_
   Add(probs, heads, values, n, d, out, out_stride);
 }
 
-// ---- Tasks
-// ---------------------------------------------------------------------------------------
+// ---- Tasks --------------------------------------------------------------------------------------
 
 class Decoder {
  public:

@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "kernels/cpu/amx_tile.h"
 #include "kernels/cpu/key_reader.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/softmax_tile.h"
@@ -20,15 +21,16 @@ constexpr int32_t kTileKeys = 256;
 constexpr int32_t kMaxTileRows = 384;  // (query, head of the group) pairs
 constexpr int32_t kMaxTileQueries = 128;
 // oneDNN compiles a product per shape: sides are padded to these so that few shapes occur.
-constexpr int32_t kPadRows = 16;
+constexpr int32_t kPadRows = kAmxRows;
 constexpr int32_t kPadKeys = 64;
 
 int32_t RoundUp(int32_t n, int32_t to) { return CeilDiv(n, to) * to; }
 
-// Queries that are handled together: a power of two, so that it divides every segment.
+// Queries that are handled together: a power of two, so that it divides every segment, and a
+// multiple of kPadRows, so that only a segment's last rows are padded.
 int32_t TileQueries(const AttentionShape& shape) {
   int32_t queries = kMaxTileQueries;
-  while (queries > 16 && queries * shape.group() > kMaxTileRows) queries /= 2;
+  while (queries > kPadRows && queries * shape.group() > kMaxTileRows) queries /= 2;
   return queries;
 }
 
@@ -45,21 +47,24 @@ struct Task {
 
 // The pieces of one thread's scratch.
 struct Buffers {
-  std::byte *q, *k, *v;    // [rows, d], [kTileKeys, d] of the pool's type
-  float* scores;           // [tile rows, kTileKeys]
-  bf16_t* probs;           // the same
-  float *out, *max, *sum;  // [rows, d], [rows], [rows]
-  float* delta;            // [group, d]
+  std::byte *q, *k, *v;         // [rows, d], [kTileKeys, d] of the pool's type
+  bf16_t *packed_k, *packed_v;  // k and v as AMX wants them
+  float* scores;                // [tile rows, kTileKeys]; or AMX's scratch
+  bf16_t* probs;                // [tile rows, kTileKeys]
+  float *out, *max, *sum;       // [rows, d], [rows], [rows]
+  float* delta;                 // [group, d]
 
-  Buffers(Carver& carver, const AttentionShape& shape, DType dtype, int32_t queries) {
+  Buffers(Carver& carver, const AttentionShape& shape, DType dtype, bool amx, int32_t queries) {
     const size_t d = size_t(shape.head_dim), item = SizeOf(dtype);
     const size_t tile_rows = size_t(RoundUp(TileQueries(shape) * shape.group(), kPadRows));
     const size_t rows = size_t(RoundUp(queries * shape.group(), kPadRows)) + kPadRows;
     q = carver.Take<std::byte>(rows * d * item);
     k = carver.Take<std::byte>(kTileKeys * d * item);
     v = carver.Take<std::byte>(kTileKeys * d * item);
-    scores = carver.Take<float>(tile_rows * kTileKeys);
-    probs = carver.Take<bf16_t>(dtype == DType::kBF16 ? tile_rows * kTileKeys : 0);
+    scores = carver.Take<float>(amx ? size_t(AmxScratch(kTileKeys)) : tile_rows * kTileKeys);
+    probs = carver.Take<bf16_t>(!amx && dtype == DType::kBF16 ? tile_rows * kTileKeys : 0);
+    packed_k = carver.Take<bf16_t>(amx ? kTileKeys * d : 0);
+    packed_v = carver.Take<bf16_t>(amx ? kTileKeys * d : 0);
     out = carver.Take<float>(rows * d);
     max = carver.Take<float>(rows);
     sum = carver.Take<float>(rows);
@@ -69,7 +74,8 @@ struct Buffers {
 
 class TaskRunner {
  public:
-  TaskRunner(const PrefillAttentionParams& p, const Task& task, Workers::PerThread& thread)
+  TaskRunner(const PrefillAttentionParams& p, const Task& task, bool amx,
+             Workers::PerThread& thread)
       : p_(p),
         task_(task),
         segment_(p.batch->segments[task.segment]),
@@ -81,10 +87,12 @@ class TaskRunner {
         d_(p.shape.head_dim),
         group_(p.shape.group()),
         item_(SizeOf(p.pool.dtype)),
+        amx_(amx),
         matmul_(thread.matmul),
         buffers_(MakeBuffers(thread)) {}
 
   void Run() {
+    if (amx_) AmxBegin();
     LoadQueries();
     // The last query's keys; keys are read once for all queries of the task.
     const int32_t total = keys_.prior() + task_.end;
@@ -97,6 +105,7 @@ class TaskRunner {
       }
     }
     Finish();
+    if (amx_) AmxEnd();
   }
 
  private:
@@ -107,9 +116,9 @@ class TaskRunner {
 
   Buffers MakeBuffers(Workers::PerThread& thread) const {
     Carver count(nullptr);
-    Buffers(count, p_.shape, p_.pool.dtype, task_.end - task_.begin);
+    Buffers(count, p_.shape, p_.pool.dtype, amx_, task_.end - task_.begin);
     Carver carver(thread.scratch.Get(count.used()));
-    return Buffers(carver, p_.shape, p_.pool.dtype, task_.end - task_.begin);
+    return Buffers(carver, p_.shape, p_.pool.dtype, amx_, task_.end - task_.begin);
   }
 
   // Row (query, head of the group) of the stacked queries; a query's heads lie together.
@@ -145,15 +154,42 @@ class TaskRunner {
     const size_t pad = size_t(RoundUp(keys, kPadKeys) - keys) * row_bytes;
     std::memset(buffers_.k + size_t(keys) * row_bytes, 0, pad);
     std::memset(buffers_.v + size_t(keys) * row_bytes, 0, pad);
+    if (amx_) {
+      AmxPack(reinterpret_cast<const bf16_t*>(buffers_.k),
+              reinterpret_cast<const bf16_t*>(buffers_.v), RoundUp(keys, kAmxKeys), d_,
+              buffers_.packed_k, buffers_.packed_v);
+    }
   }
 
   // Keys [key, key + keys) of the list, in the buffers, with queries [query, query + queries).
   void RunTile(int32_t key, int32_t keys, int32_t query, int32_t queries) {
     const int32_t first_visible = keys_.prior() + query + 1 - key;
     if (first_visible + queries - 1 <= 0) return;  // none of these queries is that far
+    if (amx_) {
+      RunAmx(keys, query, queries, std::min(first_visible, keys));
+    } else {
+      RunPortable(keys, query, queries, std::min(first_visible, keys));
+    }
+  }
+
+  void RunAmx(int32_t keys, int32_t query, int32_t queries, int32_t first_visible) {
+    const int64_t row = int64_t{query - task_.begin} * group_;
+    AmxTile tile;
+    tile.q = reinterpret_cast<const bf16_t*>(buffers_.q) + row * d_;
+    tile.k = buffers_.packed_k, tile.v = buffers_.packed_v, tile.scratch = buffers_.scores;
+    tile.max = buffers_.max + row, tile.sum = buffers_.sum + row;
+    tile.out = buffers_.out + row * d_;
+    tile.rows = queries * group_, tile.keys = keys, tile.cols = RoundUp(keys, kAmxKeys);
+    tile.head_dim = d_, tile.group = group_, tile.first_visible = first_visible;
+    tile.scale = Scale();
+    RunAmxTile(tile);
+  }
+
+  void RunPortable(int32_t keys, int32_t query, int32_t queries, int32_t first_visible) {
     const int64_t row = int64_t{query - task_.begin} * group_;
     const int32_t rows = queries * group_, padded_rows = RoundUp(rows, kPadRows);
     const int32_t cols = RoundUp(keys, kPadKeys);
+    const bool bf16 = p_.pool.dtype == DType::kBF16;
     MatmulShape scores;
     scores.m = padded_rows, scores.n = cols, scores.k = d_;
     scores.lda = scores.ldb = d_, scores.ldc = cols;
@@ -161,15 +197,13 @@ class TaskRunner {
     scores.b_transposed = true;
     matmul_.Run(scores, buffers_.q + size_t(row * d_) * item_, buffers_.k, buffers_.scores);
 
-    const bool bf16 = p_.pool.dtype == DType::kBF16;
     SoftmaxTile tile;
     tile.scores = buffers_.scores, tile.probs = bf16 ? buffers_.probs : nullptr;
-    tile.max = buffers_.max + row, tile.sum = buffers_.sum + row,
+    tile.max = buffers_.max + row, tile.sum = buffers_.sum + row;
     tile.out = buffers_.out + row * d_;
-    tile.rows = rows, tile.cols = cols, tile.head_dim = d_, tile.group = group_;
-    tile.first_visible = std::min(first_visible, keys);
-    tile.keys = keys;
-    tile.scale = 1.44269504f / std::sqrt(float(d_));
+    tile.rows = rows, tile.cols = cols, tile.keys = keys;
+    tile.head_dim = d_, tile.group = group_, tile.first_visible = first_visible;
+    tile.scale = Scale();
     RunSoftmaxTile(tile);
 
     MatmulShape values;
@@ -180,6 +214,9 @@ class TaskRunner {
     matmul_.Run(values, bf16 ? static_cast<void*>(buffers_.probs) : buffers_.scores, buffers_.v,
                 buffers_.out + row * d_);
   }
+
+  // Of scores, in units of log2.
+  float Scale() const { return 1.44269504f / std::sqrt(float(d_)); }
 
   void Finish() {
     const int32_t stride = CorrectionStride(seq_.policy, count_);
@@ -220,6 +257,7 @@ class TaskRunner {
   KeyReader keys_;
   const int32_t d_, group_;
   const size_t item_;
+  const bool amx_;
   Matmul& matmul_;
   const Buffers buffers_;
 };
@@ -254,15 +292,16 @@ void PrefillAttention(Workers& workers, const PrefillAttentionParams& p) {
   for (int32_t i = 0; i < p.batch->num_segments; ++i) AddSegment(p, i, tasks);
   std::stable_sort(tasks.begin(), tasks.end(),
                    [](const Task& a, const Task& b) { return a.cost > b.cost; });
+  const bool amx = AmxSupports(workers.features, p.pool.dtype, p.shape.head_dim);
   workers.pool.ParallelFor(int64_t(tasks.size()), [&](int64_t i, int thread) {
-    TaskRunner(p, tasks[size_t(i)], workers.threads[size_t(thread)]).Run();
+    TaskRunner(p, tasks[size_t(i)], amx, workers.threads[size_t(thread)]).Run();
   });
 }
 
 size_t PrefillAttentionScratch(const AttentionShape& shape) {
   constexpr int32_t kMaxStride = 1024;  // the largest segment
   Carver count(nullptr);
-  Buffers(count, shape, DType::kF32, kMaxStride);
+  Buffers(count, shape, DType::kF32, false, kMaxStride);
   return count.used();
 }
 

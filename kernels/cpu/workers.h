@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/check.h"
+#include "kernels/cpu/cpu_features.h"
 #include "kernels/cpu/matmul.h"
 #include "kernels/cpu/thread_pool.h"
 
@@ -35,12 +36,14 @@ class Scratch {
 };
 
 struct Workers {
-  explicit Workers(int threads) : pool(threads), threads(size_t(threads)) {}
+  explicit Workers(int threads, const CpuFeatures& features = DetectCpuFeatures())
+      : features(features), pool(threads), threads(size_t(threads)) {}
 
   struct PerThread {
     Matmul matmul;
     Scratch scratch;
   };
+  const CpuFeatures features;  // what operators may use
   ThreadPool pool;
   std::vector<PerThread> threads;
   Scratch shared;  // of an operator as a whole
