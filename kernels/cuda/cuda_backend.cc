@@ -199,6 +199,11 @@ void CudaBackend::SelectBlocks(const SelectParams& p) {
   if (batch.num_segments == 0) return;
   RunSelectBlocks(p, scratch_, scratch_bytes_, stream_);
   if (LongestCorrection(batch, p.layer) == 0) return;
+  if (!portable_only_ &&
+      sm90::SupportsPrefillAttention(device_.capability(), p.pool.dtype, p.shape)) {
+    CUDA_CHECK(sm90::LaunchProbeAttention(p, scratch_, scratch_bytes_, stream_));
+    return;
+  }
   AttendParams probes = Attend(batch, p.pool, p.shape, p.layer, p.q);
   probes.probes = true;
   probes.out = p.probe_out;

@@ -31,6 +31,16 @@ class Runner {
   void Run() {
     Must(sm90::LaunchPrefillAttention(problem_.params(), scratch_.get(), scratch_.size(), nullptr));
   }
+  void RunProbes(float* probe_out) {
+    const PrefillAttentionParams p = problem_.params();
+    const SelectParams select = {.batch = p.batch,
+                                 .pool = p.pool,
+                                 .shape = p.shape,
+                                 .layer = p.layer,
+                                 .q = p.q,
+                                 .probe_out = probe_out};
+    Must(sm90::LaunchProbeAttention(select, scratch_.get(), scratch_.size(), nullptr));
+  }
 
  private:
   Problem& problem_;
@@ -50,6 +60,24 @@ struct Errors {
   bool ok() const { return pair < kMaxPairError && row < kMaxRowError && touched == 0; }
 };
 
+// Sums of squares: of differences and of expected values.
+struct Sums {
+  double diff = 0, norm = 0;
+  void Add(double value, double expect) {
+    diff += (value - expect) * (value - expect);
+    norm += expect * expect;
+  }
+  void Add(const Sums& other) {
+    diff += other.diff;
+    norm += other.norm;
+  }
+  // NaN is the worst.
+  void RaiseTo(double& worst) const {
+    const double error = std::sqrt(diff / norm);
+    if (!(error <= worst)) worst = std::isnan(error) ? INFINITY : error;
+  }
+};
+
 // Compares the pairs' rows, correction applied in fp32.
 Errors Compare(const Problem& problem, const std::vector<ReferencePair>& pairs,
                const std::vector<float>& probes, const std::vector<uint16_t>& out) {
@@ -67,9 +95,9 @@ Errors Compare(const Problem& problem, const std::vector<ReferencePair>& pairs,
             .counts()[int64_t{pairs[n].segment} * shape.kv_heads + pairs[n].head / shape.group()];
     const int32_t stride = count < 0 ? 0 : problem.spec(segment.seq).correction;
     const float* pair_reference = reference.data() + n * max_rows * d;
-    double pair_diff = 0, pair_norm = 0;
+    Sums whole;
     for (int32_t i = 0; i < segment.rows; ++i) {
-      double diff = 0, norm = 0;
+      Sums one;
       const int64_t row = (int64_t{segment.row_begin} + i) * shape.heads + pairs[n].head;
       for (int32_t c = 0; c < d; ++c) {
         double expect = pair_reference[i * d + c];
@@ -78,17 +106,12 @@ Errors Compare(const Problem& problem, const std::vector<ReferencePair>& pairs,
           const int64_t probe = (int64_t{segment.row_begin} + m) * shape.heads + pairs[n].head;
           expect += double(probes[probe * d + c]) - pair_reference[m * d + c];
         }
-        const double delta = Widen(out[row * d + c]) - expect;
-        diff += delta * delta;
-        norm += expect * expect;
+        one.Add(Widen(out[row * d + c]), expect);
       }
-      const double error = std::sqrt(diff / norm);
-      if (!(error <= errors.row)) errors.row = std::isnan(error) ? INFINITY : error;
-      pair_diff += diff;
-      pair_norm += norm;
+      one.RaiseTo(errors.row);
+      whole.Add(one);
     }
-    const double error = std::sqrt(pair_diff / pair_norm);
-    if (!(error <= errors.pair)) errors.pair = std::isnan(error) ? INFINITY : error;
+    whole.RaiseTo(errors.pair);
   }
   return errors;
 }
@@ -106,14 +129,62 @@ int64_t CountTouched(const Problem& problem, const std::vector<uint16_t>& out) {
   return touched;
 }
 
-// All pairs where max_pairs allows it, else evenly spread ones.
-Errors CheckProblem(Problem& problem, size_t max_pairs) {
+// All (segment, head) pairs where max_pairs allows it, else evenly spread ones.
+std::vector<ReferencePair> ChoosePairs(const Problem& problem, size_t max_pairs) {
   std::vector<ReferencePair> all, pairs;
   for (int32_t s = 0; s < int32_t(problem.segments().size()); ++s) {
     for (int32_t h = 0; h < problem.params().shape.heads; ++h) all.push_back({s, h});
   }
   const size_t n = std::min(all.size(), max_pairs);
   for (size_t i = 0; i < n; ++i) pairs.push_back(all[all.size() - 1 - i * all.size() / n]);
+  return pairs;
+}
+
+// Exact outputs of the probes against the reference; every other row must stay as it was.
+Errors CheckProbes(Problem& problem, size_t max_pairs) {
+  const AttentionShape shape = problem.params().shape;
+  const int32_t d = shape.head_dim;
+  const int64_t width = int64_t{shape.heads} * d;
+  DeviceArray<float> probe_out(problem.params().batch->rows * width);
+  probe_out.Fill(0xff);
+  Runner(problem).RunProbes(probe_out.get());
+  Must(cudaDeviceSynchronize());
+  const std::vector<float> out = probe_out.Host();
+  const std::vector<ReferencePair> pairs = ChoosePairs(problem, max_pairs);
+  int32_t max_rows = 0;
+  for (const BatchSegment& segment : problem.segments())
+    max_rows = std::max(max_rows, segment.rows);
+  const std::vector<float> reference = problem.Reference(pairs, max_rows, /*dense=*/true);
+  Errors errors;
+  for (size_t n = 0; n < pairs.size(); ++n) {
+    const BatchSegment& segment = problem.segments()[pairs[n].segment];
+    const int32_t stride = problem.StrideOf(segment);
+    Sums whole;
+    for (int32_t i = 0; stride > 0 && i < segment.rows; i += stride) {
+      Sums one;
+      for (int32_t c = 0; c < d; ++c)
+        one.Add(out[(segment.row_begin + i) * width + pairs[n].head * d + c],
+                reference[(n * max_rows + i) * d + c]);
+      one.RaiseTo(errors.row);
+      whole.Add(one);
+    }
+    if (stride > 0) whole.RaiseTo(errors.pair);
+  }
+  std::vector<bool> probe(problem.params().batch->rows);
+  for (const BatchSegment& segment : problem.segments()) {
+    const int32_t stride = problem.StrideOf(segment);
+    for (int32_t i = 0; stride > 0 && i < segment.rows; i += stride)
+      probe[segment.row_begin + i] = true;
+  }
+  for (size_t row = 0; row < probe.size(); ++row) {
+    for (int64_t c = 0; !probe[row] && c < width; ++c)
+      errors.touched += !std::isnan(out[row * width + c]);
+  }
+  return errors;
+}
+
+Errors CheckProblem(Problem& problem, size_t max_pairs) {
+  const std::vector<ReferencePair> pairs = ChoosePairs(problem, max_pairs);
   std::vector<float> probes;
   if (problem.probe_out() != nullptr) {
     probes.resize(size_t(problem.params().batch->rows) * problem.params().shape.heads *
@@ -164,6 +235,7 @@ bool CheckRandomShapes(int32_t count, bool small) {
     specs[0].decode = false;
     Problem problem(shape, specs, {}, n);
     ok &= Report(name, CheckProblem(problem, 64));
+    ok &= Report("  its probes", CheckProbes(problem, 64));
   }
   return ok;
 }
@@ -182,11 +254,12 @@ bool CheckLongPrompts() {
   Problem dense = LlamaPrompt(32768, -1, 0);
   bool ok = Report("llama-3.1-8b 32768 dense", CheckProblem(dense, 12));
   Problem sparse = LlamaPrompt(32768, 2048, 32);
-  return Report("llama-3.1-8b 32768 budget 2048 correction 32", CheckProblem(sparse, 40)) && ok;
+  ok &= Report("llama-3.1-8b 32768 budget 2048 correction 32", CheckProblem(sparse, 40));
+  return Report("  its probes", CheckProbes(sparse, 40)) && ok;
 }
 
-double MedianMilliseconds(Problem& problem) {
-  Runner runner(problem);
+template <typename Function>
+double MedianMilliseconds(Function run) {
   cudaEvent_t begin, end;
   Must(cudaEventCreate(&begin));
   Must(cudaEventCreate(&end));
@@ -194,7 +267,7 @@ double MedianMilliseconds(Problem& problem) {
   constexpr int kWarmups = 2, kRuns = 9;
   for (int i = 0; i < kWarmups + kRuns; ++i) {
     Must(cudaEventRecord(begin));
-    runner.Run();
+    run();
     Must(cudaEventRecord(end));
     Must(cudaEventSynchronize(end));
     float ms = 0;
@@ -220,12 +293,21 @@ void Time(const std::vector<int32_t>& lengths, double ceiling) {
          {Row{"dense", -1, 0}, Row{"budget 2048", 2048, 0}, Row{"budget 4096", 4096, 0},
           Row{"budget 6144", 6144, 0}, Row{"budget 2048 correction 32", 2048, 32}}) {
       Problem problem = LlamaPrompt(tokens, row.budget, row.correction);
-      const double ms = MedianMilliseconds(problem);
+      Runner runner(problem);
+      auto report = [&](const char* name, double pairs, double ms) {
+        const double rate = pairs * 4 * problem.params().shape.head_dim / ms * 1e-9;
+        std::printf("%6d %-27s %9.3f %9.0f %8.0f%% %10.2fx\n", tokens, name, ms, rate,
+                    100 * rate / ceiling, dense_ms / ms);
+        std::fflush(stdout);
+      };
+      const double ms = MedianMilliseconds([&] { runner.Run(); });
       if (row.budget < 0) dense_ms = ms;
-      const double rate = problem.MaskedPairs() * 4 * problem.params().shape.head_dim / ms * 1e-9;
-      std::printf("%6d %-27s %9.3f %9.0f %8.0f%% %10.2fx\n", tokens, row.name, ms, rate,
-                  100 * rate / ceiling, dense_ms / ms);
-      std::fflush(stdout);
+      report(row.name, problem.MaskedPairs(), ms);
+      if (row.correction == 0) continue;
+      const PrefillAttentionParams& p = problem.params();
+      DeviceArray<float> probe_out(int64_t{p.batch->rows} * p.shape.heads * p.shape.head_dim);
+      report("probes of stride 32", problem.ProbePairs(),
+             MedianMilliseconds([&] { runner.RunProbes(probe_out.get()); }));
     }
   }
 }

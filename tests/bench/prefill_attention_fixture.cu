@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/kv_view.h"
+
 namespace entropyserve::bench {
 namespace {
 
@@ -113,7 +115,7 @@ Problem::Problem(const AttentionShape& shape, const std::vector<SeqSpec>& specs,
                  const ListSpec& lists, uint32_t seed)
     : shape_(shape), specs_(specs), seed_(seed) {
   std::mt19937 random(seed);
-  MakeSequences(random);
+  MakeSequences(lists, random);
   const size_t values = size_t(batch_.rows) * shape.heads * shape.head_dim;
   q_ = DeviceArray<uint16_t>(values);
   out_ = DeviceArray<uint16_t>(values);
@@ -127,7 +129,7 @@ Problem::Problem(const AttentionShape& shape, const std::vector<SeqSpec>& specs,
   Must(cudaDeviceSynchronize());
 }
 
-void Problem::MakeSequences(std::mt19937& random) {
+void Problem::MakeSequences(const ListSpec& lists, std::mt19937& random) {
   const int32_t heads = shape_.layers * shape_.kv_heads, d = shape_.head_dim;
   int64_t pages = 0;
   for (int32_t n = 0; n < int32_t(specs_.size()); ++n) {
@@ -148,6 +150,9 @@ void Problem::MakeSequences(std::mt19937& random) {
     seq.policy.segment = spec.segment;
     seq.policy.block = spec.block;
     seq.policy.correction = spec.correction;
+    seq.policy.first_sparse_layer = 0;
+    seq.policy.dense_prefix = lists.dense_prefix;
+    seq.policy.dense_suffix = lists.dense_suffix;
     for (int32_t at = 0; !spec.decode && at < spec.rows; at += spec.segment)
       segments_.push_back({n, batch_.rows + at, std::min(spec.segment, spec.rows - at),
                            (spec.appended + at) / spec.segment});
@@ -256,14 +261,37 @@ double Problem::MaskedPairs() const {
   return pairs;
 }
 
-std::vector<float> Problem::Reference(const std::vector<ReferencePair>& pairs,
-                                      int32_t max_rows) const {
+int32_t Problem::StrideOf(const BatchSegment& segment) const {
+  const BatchSeq& seq = seqs_[segment.seq];
+  return IsDense(seq, segment, params_.layer) ? 0 : std::max(seq.policy.correction, 0);
+}
+
+double Problem::ProbePairs() const {
+  double pairs = 0;
+  for (const BatchSegment& segment : segments_) {
+    const BatchSeq& seq = seqs_[segment.seq];
+    const int32_t stride = StrideOf(segment);
+    if (stride == 0) continue;
+    for (int32_t h = 0; h < shape_.kv_heads; ++h) {
+      const double before = lengths_[segment.seq][params_.layer * shape_.kv_heads + h].past +
+                            seq.appended + segment.row_begin - seq.row_begin;
+      for (int32_t i = 0; i < segment.rows; i += stride) pairs += shape_.group() * (before + i + 1);
+    }
+  }
+  return pairs;
+}
+
+std::vector<float> Problem::Reference(const std::vector<ReferencePair>& pairs, int32_t max_rows,
+                                      bool dense) const {
   DeviceArray<ReferencePair> device_pairs(pairs);
+  DeviceArray<int32_t> dense_counts(std::vector<int32_t>(counts_.size(), -1));
+  PrefillAttentionParams params = params_;
+  if (dense) params.lists.counts = dense_counts.get();
   DeviceArray<float> out(pairs.size() * max_rows * shape_.head_dim);
   out.Fill(0xff);
   constexpr int kWarps = 8;
   ReferenceKernel<<<dim3(pairs.size(), CeilDiv(max_rows, kWarps)), kWarps * 32>>>(
-      params_, device_seqs_.get(), device_segments_.get(), device_pairs.get(), max_rows, out.get());
+      params, device_seqs_.get(), device_segments_.get(), device_pairs.get(), max_rows, out.get());
   Must(cudaGetLastError());
   Must(cudaDeviceSynchronize());
   return out.Host();

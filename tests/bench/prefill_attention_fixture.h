@@ -85,17 +85,23 @@ class Problem {
   const std::vector<BatchSegment>& segments() const { return segments_; }
   const std::vector<int32_t>& counts() const { return counts_; }
   const SeqSpec& spec(int32_t seq) const { return specs_[seq]; }
+  // Stride of the probes of a segment; 0: it has none.
+  int32_t StrideOf(const BatchSegment& segment) const;
   uint16_t* out() const { return out_.get(); }
   const float* probe_out() const { return probes_.get(); }
   void Poison();  // out: NaN everywhere
   std::vector<uint16_t> Out() const { return out_.Host(); }
   // Pairs inside the mask, times heads of a group, over all segments.
   double MaskedPairs() const;
-  // fp32 outputs, without the correction: [pairs, max_rows, head_dim].
-  std::vector<float> Reference(const std::vector<ReferencePair>& pairs, int32_t max_rows) const;
+  // Pairs of the correction's probes, times heads.
+  double ProbePairs() const;
+  // fp32 outputs, without the correction: [pairs, max_rows, head_dim]. dense: as if every segment
+  // were.
+  std::vector<float> Reference(const std::vector<ReferencePair>& pairs, int32_t max_rows,
+                               bool dense = false) const;
 
  private:
-  void MakeSequences(std::mt19937& random);
+  void MakeSequences(const ListSpec& lists, std::mt19937& random);
   void MakeLists(const ListSpec& lists, std::mt19937& random);
 
   AttentionShape shape_;

@@ -4,16 +4,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "kernels/cuda/sm90/prefill_attention.cuh"
 #include "kernels/cuda/sm90/work.cuh"
+#include "kernels/kv_view.h"
 
 namespace entropyserve::sm90 {
 
-extern template cudaError_t LaunchAttentionKernel<64>(const AttentionKernelParams&, int,
-                                                      cudaStream_t);
-extern template cudaError_t LaunchAttentionKernel<128>(const AttentionKernelParams&, int,
-                                                       cudaStream_t);
+extern template cudaError_t LaunchAttentionKernel<64, false>(const AttentionKernelParams&, int,
+                                                             cudaStream_t);
+extern template cudaError_t LaunchAttentionKernel<64, true>(const AttentionKernelParams&, int,
+                                                            cudaStream_t);
+extern template cudaError_t LaunchAttentionKernel<128, false>(const AttentionKernelParams&, int,
+                                                              cudaStream_t);
+extern template cudaError_t LaunchAttentionKernel<128, true>(const AttentionKernelParams&, int,
+                                                             cudaStream_t);
 
 __global__ void __launch_bounds__(1024, 1) BuildWorkKernel(const BuildWorkParams p) {
   __shared__ int32_t
@@ -93,31 +99,67 @@ EncodeTiled FindEncoder() {
              : nullptr;
 }
 
-// bf16, 128-byte swizzle; strides in bytes, of dimensions 1 to 3.
-bool EncodeMap(EncodeTiled encode, CUtensorMap* map, const void* base, const cuuint64_t (&dims)[4],
-               const cuuint64_t (&strides)[3], const cuuint32_t (&box)[4]) {
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(base), dims, strides,
-                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+EncodeTiled Encoder() {
+  static const EncodeTiled encoder = FindEncoder();
+  return encoder;
 }
 
-bool EncodeMaps(const PrefillAttentionParams& p, AttentionKernelParams* k) {
-  static const EncodeTiled encode = FindEncoder();
-  if (encode == nullptr) return false;
-  const cuuint64_t d = p.shape.head_dim, row_bytes = d * 2, spans = d / 64;
-  const cuuint32_t span_box = cuuint32_t(spans);
-  const cuuint64_t heads = p.shape.heads, groups = cuuint64_t(p.pool.pages) * kGroupsPerPage;
-  auto pool = [&](CUtensorMap* map, const void* base, cuuint32_t box_groups) {
-    return EncodeMap(encode, map, base, {64, kGroupKeys, spans, groups},
-                     {row_bytes, 128, row_bytes * kGroupKeys},
-                     {64, kGroupKeys, span_box, box_groups});
+// bf16, 128-byte swizzle; strides in bytes, of all dimensions but the first.
+template <size_t kRank>
+bool EncodeMap(CUtensorMap* map, const void* base, const cuuint64_t (&dims)[kRank],
+               const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank]) {
+  cuuint32_t steps[kRank];
+  std::fill(std::begin(steps), std::end(steps), 1);
+  return Encoder()(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(base), dims,
+                   strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool EncodePool(const KvPool& pool, AttentionKernelParams* k) {
+  const cuuint64_t row_bytes = cuuint64_t(pool.head_dim) * 2, spans = pool.head_dim / 64;
+  const cuuint64_t groups = cuuint64_t(pool.pages) * kGroupsPerPage;
+  auto encode = [&](CUtensorMap* map, const void* base, cuuint32_t box_groups) {
+    return EncodeMap<4>(map, base, {64, kGroupKeys, spans, groups},
+                        {row_bytes, 128, row_bytes * kGroupKeys},
+                        {64, kGroupKeys, cuuint32_t(spans), box_groups});
   };
-  return EncodeMap(encode, &k->q, p.q, {64, cuuint64_t(p.batch->rows), spans, heads},
-                   {row_bytes * heads, 128, row_bytes}, {64, kTileRows, span_box, 1}) &&
-         pool(&k->k_page, p.pool.k, kGroupsPerPage) && pool(&k->v_page, p.pool.v, kGroupsPerPage) &&
-         pool(&k->k_group, p.pool.k, 1) && pool(&k->v_group, p.pool.v, 1);
+  return encode(&k->k_page, pool.k, kGroupsPerPage) && encode(&k->v_page, pool.v, kGroupsPerPage) &&
+         encode(&k->k_group, pool.k, 1) && encode(&k->v_group, pool.v, 1);
+}
+
+bool EncodeQueries(const PrefillAttentionParams& p, AttentionKernelParams* k) {
+  const cuuint64_t row_bytes = cuuint64_t(p.shape.head_dim) * 2, spans = p.shape.head_dim / 64;
+  const cuuint64_t heads = p.shape.heads;
+  return EncodeMap<4>(&k->q, p.q, {64, cuuint64_t(p.batch->rows), spans, heads},
+                      {row_bytes * heads, 128, row_bytes}, {64, kTileRows, cuuint32_t(spans), 1});
+}
+
+bool EncodeProbes(const SelectParams& p, const ProbeRun& run, AttentionKernelParams* k) {
+  const cuuint64_t row_bytes = cuuint64_t(p.shape.head_dim) * 2, spans = p.shape.head_dim / 64;
+  const cuuint64_t heads = p.shape.heads, group = p.shape.group();
+  const auto* first = static_cast<const uint8_t*>(p.q) + run.row_begin * heads * row_bytes;
+  return EncodeMap<5>(
+      &k->q, first,
+      {64, group, cuuint64_t(CeilDiv(run.tokens, run.stride)), spans, cuuint64_t(p.shape.kv_heads)},
+      {row_bytes, run.stride * heads * row_bytes, 128, group * row_bytes},
+      {64, cuuint32_t(group), cuuint32_t(run.per_tile), 1, 1});
+}
+
+// What both operators share. `claimed` lies at the start of the scratch.
+cudaError_t Prepare(const KvPool& pool, const AttentionShape& shape, void* scratch,
+                    AttentionKernelParams* k, int* processors) {
+  int device = 0;
+  if (cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
+  if (cudaError_t e = cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
+      e != cudaSuccess)
+    return e;
+  if (Encoder() == nullptr || !EncodePool(pool, k)) return cudaErrorInvalidValue;
+  k->work.claimed = static_cast<int32_t*>(scratch);
+  k->work.group = shape.group();
+  k->heads = shape.heads;
+  k->scale_log2 = float(M_LOG2E / std::sqrt(double(shape.head_dim)));
+  return cudaSuccess;
 }
 
 // Whether some sequence's stride needs CorrectRowsKernel.
@@ -133,8 +175,8 @@ bool HasOtherStrides(const Batch& batch) {
 
 size_t PrefillAttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t segments) {
   const int64_t tiles = (rows / kTileRows + segments) * shape.heads;
-  return AlignUp(segments * shape.kv_heads * sizeof(WorkItem)) + AlignUp(tiles * sizeof(WorkTile)) +
-         AlignUp(sizeof(int32_t));
+  return kAlign + AlignUp(segments * shape.kv_heads * sizeof(WorkItem)) +
+         AlignUp(tiles * sizeof(WorkTile));
 }
 
 cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratch,
@@ -144,24 +186,17 @@ cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratc
   if (!SupportsPrefillAttention(90, p.pool.dtype, p.shape) ||
       scratch_bytes < PrefillAttentionScratchBytes(p.shape, batch.rows, batch.num_segments))
     return cudaErrorInvalidValue;
-  int device = 0, processors = 0;
-  if (cudaError_t e = cudaGetDevice(&device); e != cudaSuccess) return e;
-  if (cudaError_t e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-      e != cudaSuccess)
-    return e;
-
   AttentionKernelParams k = {};
-  if (!EncodeMaps(p, &k)) return cudaErrorInvalidValue;
+  int processors = 0;
+  if (cudaError_t e = Prepare(p.pool, p.shape, scratch, &k, &processors); e != cudaSuccess)
+    return e;
+  if (!EncodeQueries(p, &k)) return cudaErrorInvalidValue;
   k.out = static_cast<uint16_t*>(p.out);
   k.probe_out = const_cast<float*>(p.probe_out);
-  k.heads = p.shape.heads;
-  k.scale_log2 = float(M_LOG2E / std::sqrt(double(p.shape.head_dim)));
-  uint8_t* at = static_cast<uint8_t*>(scratch);
-  k.work.items = reinterpret_cast<WorkItem*>(at);
-  at += AlignUp(int64_t{batch.num_segments} * p.shape.kv_heads * sizeof(WorkItem));
-  k.work.claimed = reinterpret_cast<int32_t*>(at);
-  k.work.tiles = reinterpret_cast<WorkTile*>(at + kAlign);
-  k.work.group = p.shape.group();
+  uint8_t* const items = static_cast<uint8_t*>(scratch) + kAlign;
+  k.work.items = reinterpret_cast<WorkItem*>(items);
+  k.work.tiles = reinterpret_cast<WorkTile*>(
+      items + AlignUp(int64_t{batch.num_segments} * p.shape.kv_heads * sizeof(WorkItem)));
   for (int32_t i = 0; i < batch.num_segments; ++i)
     k.work.total += CeilDiv(batch.segments[i].rows, kTileRows) * p.shape.heads;
 
@@ -176,8 +211,8 @@ cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratc
   BuildWorkKernel<<<1, 1024, 0, stream>>>(build);
   if (cudaError_t e = cudaGetLastError(); e != cudaSuccess) return e;
   const int ctas = std::min(processors, k.work.total);
-  const cudaError_t e = p.shape.head_dim == 128 ? LaunchAttentionKernel<128>(k, ctas, stream)
-                                                : LaunchAttentionKernel<64>(k, ctas, stream);
+  const cudaError_t e = p.shape.head_dim == 128 ? LaunchAttentionKernel<128, false>(k, ctas, stream)
+                                                : LaunchAttentionKernel<64, false>(k, ctas, stream);
   if (e != cudaSuccess || p.probe_out == nullptr || p.lists.counts == nullptr ||
       !HasOtherStrides(batch))
     return e;
@@ -185,6 +220,48 @@ cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratc
       batch.device_seqs, batch.device_segments, p.lists, p.probe_out, k.out, p.shape.heads,
       p.shape.kv_heads, p.shape.head_dim);
   return cudaGetLastError();
+}
+
+cudaError_t LaunchProbeAttention(const SelectParams& p, void* scratch, size_t scratch_bytes,
+                                 cudaStream_t stream) {
+  const Batch& batch = *p.batch;
+  if (!SupportsPrefillAttention(90, p.pool.dtype, p.shape) || scratch_bytes < kAlign)
+    return cudaErrorInvalidValue;
+  AttentionKernelParams k = {};
+  int processors = 0;
+  if (cudaError_t e = Prepare(p.pool, p.shape, scratch, &k, &processors); e != cudaSuccess)
+    return e;
+  k.probe_out = p.probe_out;
+  for (int32_t i = 0; i < batch.num_segments;) {
+    const int32_t index = batch.segments[i].seq;
+    const BatchSeq& seq = batch.seqs[index];
+    ProbeRun run = {.seq = batch.device_seqs + index,
+                    .layer = p.layer,
+                    .kv_heads = p.shape.kv_heads,
+                    .stride = seq.policy.correction,
+                    .per_tile = kTileRows / p.shape.group()};
+    // The sequence's sparse segments are neighbours: dense ones come first and last.
+    for (; i < batch.num_segments && batch.segments[i].seq == index; ++i) {
+      const BatchSegment& segment = batch.segments[i];
+      if (run.stride <= 0 || IsDense(seq, segment, p.layer)) continue;
+      if (run.tokens == 0) run.row_begin = segment.row_begin;
+      run.tokens = segment.row_begin + segment.rows - run.row_begin;
+    }
+    if (run.tokens == 0) continue;
+    run.tiles = CeilDiv(CeilDiv(run.tokens, run.stride), run.per_tile);
+    k.run = run;
+    k.work.total = run.tiles * run.kv_heads;
+    if (!EncodeProbes(p, run, &k)) return cudaErrorInvalidValue;
+    if (cudaError_t e = cudaMemsetAsync(k.work.claimed, 0, sizeof(int32_t), stream);
+        e != cudaSuccess)
+      return e;
+    const int ctas = std::min(processors, k.work.total);
+    const cudaError_t e = p.shape.head_dim == 128
+                              ? LaunchAttentionKernel<128, true>(k, ctas, stream)
+                              : LaunchAttentionKernel<64, true>(k, ctas, stream);
+    if (e != cudaSuccess) return e;
+  }
+  return cudaSuccess;
 }
 
 }  // namespace entropyserve::sm90

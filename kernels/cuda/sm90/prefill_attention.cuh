@@ -2,7 +2,8 @@
 // 2407.08608, sections 3.1 and 3.2), over keys that a page table and a block list name.
 //
 // A CTA has three warpgroups. The first one feeds (prefill_load.cuh). The other two each own 64
-// query rows; while one multiplies, the other does its softmax.
+// query rows and go at their own pace: the hardware lets one multiply while the other does its
+// softmax, which measured 1 % faster than taking turns by named barriers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -181,7 +182,24 @@ __device__ void StoreRows(Smem<kD>& s, const AttentionKernelParams& p, const Til
   }
 }
 
+// Writes the probes' exact outputs.
 template <int kD>
+__device__ void StoreProbes(const AttentionKernelParams& p, const TileTask& t,
+                            const float (&o)[kD / 2], int32_t row) {
+  const int32_t group = p.work.group, column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int32_t at = row + 8 * half;
+    if (at >= t.rows) continue;
+    const int64_t query = t.row + at / group * p.run.stride;
+    float* out = p.probe_out + (query * p.heads + t.head + at % group) * kD + column;
+#pragma unroll
+    for (int j = 0; j < kD / 8; ++j)
+      *reinterpret_cast<float2*>(out + 8 * j) = {o[4 * j + 2 * half], o[4 * j + 2 * half + 1]};
+  }
+}
+
+template <int kD, bool kProbes>
 __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_t warpgroup) {
   constexpr int kStages = Smem<kD>::kStages;
   constexpr int kGroupBytes = kGroupKeys * kD * 2;
@@ -192,11 +210,6 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
   auto release = [&](uint64_t* barrier) {
     if (lane == 0) BarrierArrive(barrier);
   };
-  // Ping-pong: the warpgroups issue their products in turn. The first turn is warpgroup 0's.
-  const int my_turn = 3 + warpgroup, other_turn = 4 - warpgroup;
-#ifndef XP_NOPP
-  if (warpgroup == 1) NamedArrive(other_turn, 256);
-#endif
 
   for (int32_t i = 0;; ++i) {
     const int slot = i & 1;
@@ -222,12 +235,22 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     auto v_descriptor = [&] {
       return MakeDescriptor(SmemAddress(s.v[v_ring.stage]), 1024, kGroupBytes);
     };
+    // Where this thread's two queries stand among the segment's tokens, and the first step that
+    // holds keys after the tile's first query.
+    int32_t query[2] = {t.row_offset + row, t.row_offset + row + 8};
+    if constexpr (kProbes) {
+      query[0] = t.row_offset + row / p.work.group * p.run.stride;
+      query[1] = t.row_offset + (row + 8) / p.work.group * p.run.stride;
+    }
+    const int32_t causal_first = turn_last + 1 + t.row_offset / kTileKeys;
     auto mask = [&](int32_t step) {
-      const bool own = step == steps - 1;
+      const bool causal = step >= causal_first;
+      const int32_t seen = 1 - (step - turn_last - 1) * kTileKeys;
       int32_t keys = kTileKeys;
       if (step == past_last) keys = past_tail;
-      if (step == turn_last && !own) keys = min(keys, turn_tail);
-      if (own || keys < kTileKeys) Mask(scores, own ? row + 1 : keys, own ? row + 9 : keys);
+      if (step == turn_last) keys = min(keys, turn_tail);
+      if (causal || keys < kTileKeys)
+        Mask(scores, causal ? query[0] + seen : keys, causal ? query[1] + seen : keys);
     };
 
     BarrierWait(&s.k_full[k_ring.stage], k_ring.phase);
@@ -246,17 +269,11 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
       BarrierWait(&s.k_full[k_ring.stage], k_ring.phase);
       if (step - 1 == past_last && past_tail < kTileKeys)
         ZeroTail<kD>(s.v[v_ring.stage], past_tail, warpgroup);
-#ifndef XP_NOPP
-      NamedSync(my_turn, 256);
-#endif
       FenceRegisters(scores);
       FenceRegisters(o);
       WgmmaFence();
       IssueQK<kD>(scores, q, k_descriptor());
       IssuePV<kD>(o, weights, v_descriptor());
-#ifndef XP_NOPP
-      NamedArrive(other_turn, 256);
-#endif
       WgmmaWait<1>();
       FenceRegisters(scores);
       release(&s.k_empty[k_ring.stage]);
@@ -277,7 +294,7 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
       PackWeights(scores, weights);
     }
 
-    if (t.rows < kTileKeys) ZeroTail<kD>(s.v[v_ring.stage], t.rows, warpgroup);
+    if (t.own_tail < kTileKeys) ZeroTail<kD>(s.v[v_ring.stage], t.own_tail, warpgroup);
     FenceRegisters(o);
     WgmmaFence();
     IssuePV<kD>(o, weights, v_descriptor());
@@ -291,15 +308,19 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     release(&s.v_empty[v_ring.stage]);
     v_ring.Next();
     ScaleRows(o, 1.0f / state.sum[0], 1.0f / state.sum[1]);
-    if (t.correction > 0) Correct<kD>(s, p, t, slot, o, row, warpgroup);
-    StoreRows<kD>(s, p, t, slot, o, strip);
-    FenceAsyncProxy();  // the next queries arrive where we staged
+    if constexpr (kProbes) {
+      StoreProbes<kD>(p, t, o, row);
+    } else {
+      if (t.correction > 0) Correct<kD>(s, p, t, slot, o, row, warpgroup);
+      StoreRows<kD>(s, p, t, slot, o, strip);
+      FenceAsyncProxy();  // the next queries arrive where we staged
+    }
     __syncwarp();
     release(&s.q_empty[slot]);
   }
 }
 
-template <int kD>
+template <int kD, bool kProbes>
 __global__ void __launch_bounds__(kThreads, 1)
     PrefillAttentionKernel(const __grid_constant__ AttentionKernelParams p) {
   extern __shared__ __align__(1024) uint8_t raw[];
@@ -328,25 +349,25 @@ __global__ void __launch_bounds__(kThreads, 1)
     ShrinkRegisters<40>();
     const int32_t warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
     if (warp == 0)
-      LoadSteps<kD, true>(s, p);
+      LoadSteps<kD, true, kProbes>(s, p);
     else if (warp == 1)
-      LoadSteps<kD, false>(s, p);
+      LoadSteps<kD, false, kProbes>(s, p);
     else if (warp == 2)
-      ClaimTiles<kD>(s, p);
+      ClaimTiles<kD, kProbes>(s, p);
   } else {
     GrowRegisters<232>();
-    ComputeTiles<kD>(s, p, warpgroup - 1);
+    ComputeTiles<kD, kProbes>(s, p, warpgroup - 1);
   }
 }
 
-template <int kD>
+template <int kD, bool kProbes>
 cudaError_t LaunchAttentionKernel(const AttentionKernelParams& p, int ctas, cudaStream_t stream) {
   constexpr int kBytes = sizeof(Smem<kD>);
-  if (cudaError_t e = cudaFuncSetAttribute(PrefillAttentionKernel<kD>,
+  if (cudaError_t e = cudaFuncSetAttribute(PrefillAttentionKernel<kD, kProbes>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
       e != cudaSuccess)
     return e;
-  PrefillAttentionKernel<kD><<<ctas, kThreads, kBytes, stream>>>(p);
+  PrefillAttentionKernel<kD, kProbes><<<ctas, kThreads, kBytes, stream>>>(p);
   return cudaGetLastError();
 }
 

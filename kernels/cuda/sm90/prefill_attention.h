@@ -13,7 +13,8 @@ namespace entropyserve::sm90 {
 // Whether the kernel runs this shape on a device of this compute capability (major * 10 + minor).
 constexpr bool SupportsPrefillAttention(int capability, DType dtype, const AttentionShape& shape) {
   return capability == 90 && dtype == DType::kBF16 &&
-         (shape.head_dim == 64 || shape.head_dim == 128) && shape.heads % shape.kv_heads == 0;
+         (shape.head_dim == 64 || shape.head_dim == 128) && shape.heads % shape.kv_heads == 0 &&
+         shape.group() <= 128;
 }
 
 // Device memory that a launch needs as scratch, for at most these rows and segments in a step.
@@ -33,5 +34,14 @@ size_t PrefillAttentionScratchBytes(const AttentionShape& shape, int64_t rows, i
 // supported or a scratch that is too small.
 cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratch,
                                    size_t scratch_bytes, cudaStream_t stream);
+
+// Exact outputs of the correction's probes: rows at offsets 0, r, 2r... (r = the policy's
+// correction > 0) of each sequence's sparse segments, over everything before them, to p.probe_out
+// (fp32); other rows of it are not touched. Reads p.q and the cache, not p.lists. One launch per
+// sequence that has such segments.
+//
+// Scratch and errors as above.
+cudaError_t LaunchProbeAttention(const SelectParams& p, void* scratch, size_t scratch_bytes,
+                                 cudaStream_t stream);
 
 }  // namespace entropyserve::sm90

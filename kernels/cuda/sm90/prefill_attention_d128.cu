@@ -2,6 +2,9 @@
 
 namespace entropyserve::sm90 {
 
-template cudaError_t LaunchAttentionKernel<128>(const AttentionKernelParams&, int, cudaStream_t);
+template cudaError_t LaunchAttentionKernel<128, false>(const AttentionKernelParams&, int,
+                                                       cudaStream_t);
+template cudaError_t LaunchAttentionKernel<128, true>(const AttentionKernelParams&, int,
+                                                      cudaStream_t);
 
 }  // namespace entropyserve::sm90

@@ -2,6 +2,9 @@
 
 namespace entropyserve::sm90 {
 
-template cudaError_t LaunchAttentionKernel<64>(const AttentionKernelParams&, int, cudaStream_t);
+template cudaError_t LaunchAttentionKernel<64, false>(const AttentionKernelParams&, int,
+                                                      cudaStream_t);
+template cudaError_t LaunchAttentionKernel<64, true>(const AttentionKernelParams&, int,
+                                                     cudaStream_t);
 
 }  // namespace entropyserve::sm90

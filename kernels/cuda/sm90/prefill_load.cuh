@@ -28,15 +28,32 @@ inline constexpr int kTileProbes = kTileRows / kMinTileStride;
 // early enough to hide the three dependent loads of a claim.
 inline constexpr int kClaimAhead = 4;
 
+// Probes of one sequence: its rows row_begin, row_begin + stride, ... of which each reads
+// everything before it. A tile holds `per_tile` consecutive ones, each with all heads of a group:
+// row = probe * group + head.
+struct ProbeRun {
+  const BatchSeq* seq = nullptr;  // in device memory
+  int32_t layer = 0;
+  int32_t kv_heads = 1;
+  int32_t row_begin = 0;
+  int32_t tokens = 0;  // rows from the first probe to the end of the last one's stride
+  int32_t stride = 1;
+  int32_t per_tile = 0;
+  int32_t tiles = 0;  // per kv head
+};
+
 struct AttentionKernelParams {
-  CUtensorMap q;       // {64, rows, head_dim / 64, heads}, box {64, 128, head_dim / 64, 1}
+  // {64, rows, head_dim / 64, heads}, box {64, 128, head_dim / 64, 1}; probes: {64, group, probes,
+  // head_dim / 64, kv_heads}, box {64, group, per_tile, 1, 1}.
+  CUtensorMap q;
   CUtensorMap k_page;  // {64, 8, head_dim / 64, pages * 8}, box {64, 8, head_dim / 64, 8}
   CUtensorMap v_page;
   CUtensorMap k_group;  // the same, box {64, 8, head_dim / 64, 1}
   CUtensorMap v_group;
   uint16_t* out;     // bf16 [rows, heads, head_dim]
   float* probe_out;  // [rows, heads, head_dim] or null
-  WorkList work;
+  WorkList work;     // probes: `claimed`, `total` and `group` only
+  ProbeRun run;
   int32_t heads;
   float scale_log2;  // log2(e) / sqrt(head_dim)
 };
@@ -54,12 +71,13 @@ struct TileTask {
   int32_t block_shift;  // log2 of B; -1: dense
   int32_t count;        // blocks in the list
   int32_t own;          // turn tokens before the segment
-  int32_t segment_rows;
-  int32_t row;         // first query row, of the batch
-  int32_t row_offset;  // the same, of the segment
-  int32_t rows;        // valid ones, <= 128
-  int32_t head;
-  int32_t correction;  // stride; 0: none
+  int32_t own_keys;     // cached from there on
+  int32_t own_tail;     // of them in the last step
+  int32_t row;          // batch row of the first query
+  int32_t row_offset;   // the same, of the segment
+  int32_t rows;         // valid ones of the tile, <= 128
+  int32_t head;         // query head; probes: first head of the group
+  int32_t correction;   // stride; 0: none
 };
 
 template <int kD>
@@ -106,16 +124,44 @@ __device__ inline TileTask MakeTask(const WorkItem& item, int32_t sub, int32_t g
   t.past_steps = (item.past + kTileKeys - 1) / kTileKeys;
   t.turn_steps = (t.turn_keys + kTileKeys - 1) / kTileKeys;
   t.steps = t.past_steps + t.turn_steps + row_tile + 1;
-  t.segment_rows = item.rows;
+  t.own_keys = item.rows;
   t.row_offset = row_tile * kTileRows;
   t.row = item.row_begin + t.row_offset;
   t.rows = min(kTileRows, item.rows - t.row_offset);
+  t.own_tail = t.rows;
   t.head = item.head + sub % group;
   t.correction = item.correction;
   return t;
 }
 
-template <int kD>
+__device__ inline TileTask MakeProbeTask(const ProbeRun& run, int32_t tile, int32_t kv_head,
+                                         int32_t group) {
+  const int64_t head = int64_t{run.layer} * run.kv_heads + kv_head;
+  const BatchSeq& seq = *run.seq;
+  const HeadLength length = seq.lengths[head];
+  TileTask t = {};
+  t.pages = seq.pages + head * seq.max_pages;
+  t.past = length.past;
+  t.turn_page = (length.past + kPageTokens - 1) / kPageTokens;
+  t.own = length.base + seq.appended + run.row_begin - seq.row_begin;
+  t.block_shift = -1;
+  t.turn_keys = t.own;
+  t.past_steps = (t.past + kTileKeys - 1) / kTileKeys;
+  t.turn_steps = (t.own + kTileKeys - 1) / kTileKeys;
+  const int32_t first = tile * run.per_tile;
+  const int32_t probes = min(run.per_tile, (run.tokens + run.stride - 1) / run.stride - first);
+  const int32_t own_steps = (first + probes - 1) * run.stride / kTileKeys + 1;
+  t.steps = t.past_steps + t.turn_steps + own_steps;
+  t.own_keys = run.tokens;
+  t.own_tail = min(kTileKeys, run.tokens - (own_steps - 1) * kTileKeys);
+  t.row_offset = first * run.stride;
+  t.row = run.row_begin + t.row_offset;
+  t.rows = probes * group;
+  t.head = kv_head * group;
+  return t;
+}
+
+template <int kD, bool kProbes>
 __device__ void ClaimTiles(Smem<kD>& s, const AttentionKernelParams& p) {
   if (threadIdx.x % 32 != 0) return;
   for (int32_t i = 0;; ++i) {
@@ -128,9 +174,15 @@ __device__ void ClaimTiles(Smem<kD>& s, const AttentionKernelParams& p) {
     BarrierWait(&s.q_empty[slot], ((i >> 1) & 1) ^ 1);
     const bool any = ticket < p.work.total;
     if (any) {
-      const WorkTile tile = p.work.tiles[ticket];
-      const WorkItem item = p.work.items[tile.item];
-      s.task[slot] = MakeTask(item, tile.sub, p.work.group);
+      if constexpr (kProbes) {  // tickets go from the longest to the shortest by themselves
+        const int32_t kv_heads = p.run.kv_heads;
+        s.task[slot] = MakeProbeTask(p.run, p.run.tiles - 1 - ticket / kv_heads, ticket % kv_heads,
+                                     p.work.group);
+      } else {
+        const WorkTile tile = p.work.tiles[ticket];
+        const WorkItem item = p.work.items[tile.item];
+        s.task[slot] = MakeTask(item, tile.sub, p.work.group);
+      }
     } else {
       s.task[slot].steps = 0;
     }
@@ -165,7 +217,7 @@ __device__ inline int32_t GroupInTable(const TileTask& t, int32_t step, int32_t 
     end = t.own;
   } else {
     token += t.own + (step - t.turn_steps) * kTileKeys;
-    end = t.own + t.segment_rows;
+    end = t.own + t.own_keys;
   }
   if (token >= end) return -1;
   return ((in_past ? 0 : t.turn_page) + token / kPageTokens) * kGroupsPerPage;
@@ -193,7 +245,21 @@ __device__ void LoadQueries(Smem<kD>& s, const AttentionKernelParams& p, const T
   }
 }
 
-template <int kD, bool kKeys>
+// A tile's probes with the heads of their group. One thread.
+template <int kD>
+__device__ void LoadProbes(Smem<kD>& s, const AttentionKernelParams& p, const TileTask& t,
+                           int slot) {
+  constexpr int kRowBytes = 128;
+  const int32_t rows = p.run.per_tile * p.work.group;  // the box; beyond the run it brings zeros
+  const uint32_t barrier = SmemAddress(&s.q_full[slot]);
+  BarrierArriveExpect(&s.q_full[slot], rows * kD * 2);
+#pragma unroll
+  for (int span = 0; span < kD / 64; ++span)
+    TensorCopy5D(SmemAddress(s.q[slot]) + span * kTileRows * kRowBytes, &p.q, barrier, 0, 0,
+                 t.row_offset / p.run.stride, span, t.head / p.work.group);
+}
+
+template <int kD, bool kKeys, bool kProbes>
 __device__ void LoadSteps(Smem<kD>& s, const AttentionKernelParams& p) {
   constexpr int kGroupBytes = kGroupKeys * kD * 2;
   const int32_t lane = threadIdx.x % 32;
@@ -209,7 +275,12 @@ __device__ void LoadSteps(Smem<kD>& s, const AttentionKernelParams& p) {
       if (kKeys && lane == 0) BarrierArrive(&s.q_full[slot]);
       return;
     }
-    if (kKeys && ElectOne()) LoadQueries(s, p, t, slot);
+    if (kKeys && ElectOne()) {
+      if constexpr (kProbes)
+        LoadProbes(s, p, t, slot);
+      else
+        LoadQueries(s, p, t, slot);
+    }
     // Table lookups run ahead: `group` is resolved one step early, its list entry read two steps
     // early.
     int32_t group = GroupInPool(t, GroupInTable(t, 0, lane));
