@@ -271,6 +271,15 @@ struct SampleParams {
   SampleResult* results = nullptr;  // host [n]; valid after Synchronize()
 };
 
+// SplitMix64 of (seed, i), its upper 24 bits as a number in [-range, range).
+constexpr float RandomUniform(uint64_t seed, uint64_t i, float range) {
+  uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  z ^= z >> 31;
+  return (float(z >> 40) * 0x1p-23f - 1.0f) * range;
+}
+
 // ---- The interface -------------------------------------------------------------------------------
 
 // Not thread-safe: one thread at a time (the engine thread). Operators cannot fail on valid input;
@@ -292,6 +301,9 @@ class Backend {
                         size_t width, size_t height) = 0;
   virtual void CopyOut(void* host_dst, const void* src, size_t bytes) = 0;  // synchronizes
   virtual void Zero(void* p, size_t bytes) = 0;
+  // n elements drawn uniformly from [-range, range): element i is a hash of (seed, i), so every backend
+  // makes the same weights (RandomUniform below).
+  virtual void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) = 0;
   virtual void Synchronize() = 0;
 
   // Called once before the first operator, with the largest step that will come, so that scratch is

@@ -26,6 +26,7 @@ class CpuBackend final : public Backend {
                 size_t height) override;
   void CopyOut(void* host_dst, const void* src, size_t bytes) override;
   void Zero(void* p, size_t bytes) override;
+  void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) override;
   void Synchronize() override {}
   size_t Reserve(const Limits& limits) override;
 

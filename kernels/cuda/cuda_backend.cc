@@ -72,6 +72,9 @@ class CudaBackend final : public Backend {
     memory_->CopyOut(host_dst, src, bytes);
   }
   void Zero(void* p, size_t bytes) override { memory_->Zero(p, bytes); }
+  void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) override {
+    LaunchFillRandom(p, dtype, n, range, seed, stream_);
+  }
 
   void Synchronize() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));

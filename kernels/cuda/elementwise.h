@@ -10,6 +10,8 @@ namespace entropyserve::cuda {
 void LaunchEmbed(const EmbedParams& p, cudaStream_t stream);
 void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream);
 void LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream);
+// See Backend::FillRandom.
+void LaunchFillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed, cudaStream_t stream);
 // out[i] = bf16(in[i]), n elements.
 void LaunchToBf16(const float* in, void* out, int64_t n, cudaStream_t stream);
 
