@@ -8,13 +8,23 @@
 #include "engine/cache/page_pool.h"
 #include "engine/make_backend.h"
 #include "engine/model/transformer.h"
+#include "engine/text/byte_tokenizer.h"
 #include "engine/weights/checkpoint.h"
 #include "engine/weights/gguf_tokenizer.h"
+#include "engine/weights/synthetic.h"
 
 namespace entropyserve {
 namespace {
 
+absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
+  if (path.starts_with(kSyntheticPrefix))
+    return OpenSynthetic(path.substr(kSyntheticPrefix.size()));
+  return Checkpoint::Open(path);
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> OpenTokenizer(const Checkpoint& checkpoint) {
+  if (checkpoint.path().starts_with(kSyntheticPrefix))
+    return MakeByteTokenizer(checkpoint.config().vocab);
   if (!checkpoint.is_gguf()) return LoadTokenizer(checkpoint.path());
   ASSIGN_OR_RETURN(GgufTokenizerData data, ReadGgufTokenizer(checkpoint.path()));
   return MakeGgufTokenizer(std::move(data));
@@ -75,7 +85,7 @@ int64_t CountParameters(const Model& model) {
 }  // namespace
 
 absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(config.model_path));
+  ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(config.model_path));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(*checkpoint));
   ASSIGN_OR_RETURN(BackendChoice choice, MakeBackend(config.backend, config.threads));
   ASSIGN_OR_RETURN(const DType dtype, ResolveDType(config.dtype, *choice.backend));

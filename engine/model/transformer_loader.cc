@@ -1,5 +1,6 @@
 // Reading a checkpoint's tensors into the backend's memory.
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -102,6 +103,11 @@ class Transformer::Loader {
     *matrix = {data, dtype, rows, cols};
     const int64_t strip = std::max<int64_t>(1, kStagingBytes / row_bytes);
     for (const Part& part : parts) {
+      if (const std::optional<uint64_t> seed = checkpoint_.RandomSeed(part.name)) {
+        model_->backend_->FillRandom(data, dtype, part.rows * cols, Checkpoint::Range(cols), *seed);
+        data += part.rows * row_bytes;
+        continue;
+      }
       for (int64_t row = 0; row < part.rows; row += strip) {
         const int64_t end = std::min(part.rows, row + strip);
         staging_.resize((end - row) * row_bytes);

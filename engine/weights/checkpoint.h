@@ -3,8 +3,10 @@
 // by row when the model asks for it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,6 +42,14 @@ class Checkpoint {
   // differs. bf16 -> bf16 is exact; other types go through float and round to nearest even.
   virtual absl::Status Read(std::string_view name, const std::vector<int64_t>& shape,
                             int64_t row_begin, int64_t row_end, DType dtype, void* out) const = 0;
+
+  // Set for synthetic weights: matrix `name` is not read but drawn by the backend (FillRandom) with this
+  // seed, uniform in [-Range(cols), Range(cols)), which keeps activations at one scale.
+  virtual std::optional<uint64_t> RandomSeed(std::string_view name) const {
+    (void)name;
+    return std::nullopt;
+  }
+  static float Range(int64_t cols) { return std::sqrt(3.0f / float(cols)); }
 
   // Files for the tokenizer: for a folder, the folder's path; for GGUF, the file itself
   // (see engine/text/tokenizer.h).

@@ -1,0 +1,24 @@
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/make_backend.h"
+#include "kernels/cuda/cuda_backend.h"
+
+namespace entropyserve {
+
+absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads) {
+  if (name != "auto" && name != "cpu" && name != "cuda") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--backend: '", name, "' is not auto, cpu or cuda"));
+  }
+  if (name == "cpu" || (name == "auto" && CudaDeviceCount() == 0)) {
+    return BackendChoice{"cpu", MakeCpuBackend(threads)};
+  }
+  std::string error = "this machine has no CUDA device that its driver offers";
+  std::unique_ptr<Backend> backend;
+  if (CudaDeviceCount() > 0) backend = MakeCudaBackend({}, &error);
+  if (!backend) return absl::FailedPreconditionError(absl::StrCat("--backend=cuda: ", error));
+  return BackendChoice{"cuda", std::move(backend)};
+}
+
+}  // namespace entropyserve
