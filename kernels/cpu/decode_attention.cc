@@ -33,9 +33,9 @@ struct Part {
   float* sum;  // [group]
 };
 
-// ---- Scores
-// -------------------------------------------------------------------------------------- q and the
-// sums over values are laid out in runs (simd.h), zero behind head_dim.
+// ---- Scores -------------------------------------------------------------------------------------
+
+// q and the sums over values are laid out in runs (simd.h), zero behind head_dim.
 
 // scores[h, i] = q[h] . key i, for H heads and n keys that lie together.
 template <int H, typename T>

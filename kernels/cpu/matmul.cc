@@ -2,6 +2,7 @@
 
 #include <dnnl.hpp>
 #include <list>
+#include <mutex>
 #include <unordered_map>
 #include <vector>
 
@@ -69,6 +70,14 @@ struct Product {
   }
 };
 
+// oneDNN keeps generated code in a cache of the process and orders access to it in ways that TSan,
+// which does not see into the library, takes for races. Compiling is rare: one thread at a time
+// does.
+std::mutex& CompileMutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 }  // namespace
 
 struct Matmul::Impl {
@@ -85,17 +94,27 @@ struct Matmul::Impl {
       return products.front();
     }
     if (products.size() >= size_t(kMaxCached)) {
+      std::lock_guard lock(CompileMutex());
       index.erase(products.back().shape);
       products.pop_back();
     }
-    products.emplace_front(shape, engine);
+    {
+      std::lock_guard lock(CompileMutex());
+      products.emplace_front(shape, engine);
+    }
     index.emplace(shape, products.begin());
     return products.front();
   }
 };
 
-Matmul::Matmul() : impl_(std::make_unique<Impl>()) {}
-Matmul::~Matmul() = default;
+Matmul::Matmul() {
+  std::lock_guard lock(CompileMutex());
+  impl_ = std::make_unique<Impl>();
+}
+Matmul::~Matmul() {
+  std::lock_guard lock(CompileMutex());
+  impl_.reset();
+}
 Matmul::Matmul(Matmul&&) noexcept = default;
 Matmul& Matmul::operator=(Matmul&&) noexcept = default;
 

@@ -118,10 +118,11 @@ ES_INLINE F32x16 SumEach(const F32x16* v) {
          __builtin_shufflevector(x, y, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
 }
 
-// ---- Runs
-// ---------------------------------------------------------------------------------------- Numbers
-// that one 64-byte load brings, as floats in the order in which they unpack for free: for bf16 the
-// even ones, then the odd ones. For sums over channels, where the other factor is laid out alike.
+// ---- Runs ---------------------------------------------------------------------------------------
+
+// Numbers that one 64-byte load brings, as floats in the order in which they unpack for free: for
+// bf16 the even ones, then the odd ones. For sums over channels, where the other factor is laid out
+// alike.
 
 template <typename T>
 inline constexpr int kRun = int(64 / sizeof(T));
