@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "engine/text/bpe.h"
 #include "engine/text/byte_level_bpe.h"
@@ -177,7 +180,7 @@ TEST(BpeMergerTest, WorkOfOnePieceGrowsLinearly) {
   PairTable pairs;  // token k is 2^k letters
   for (int k = 0; k < 8; ++k) pairs.Add(k, k, {k, k + 1});
   BpeMerger merger(pairs);
-  for (const int64_t letters : {int64_t{1} << 10, int64_t{1} << 16, int64_t{8} << 20}) {
+  for (const int64_t letters : {int64_t{1} << 10, int64_t{1} << 15, int64_t{1} << 20}) {
     const int64_t before = merger.operations();
     const std::vector<int32_t> text(letters, 0);
     EXPECT_EQ(merger.Merge(text).size(), static_cast<size_t>(letters / 256));
@@ -276,6 +279,26 @@ TEST(TokenizerTest, TokensOfATemplatesMarkersAreControl) {
   EXPECT_TRUE(chat->IsControl(marker));
   EXPECT_THAT(Encoded(*chat, "a[unused9]b"), testing::Not(testing::Contains(marker)));
   EXPECT_EQ(chat->Decode(Encoded(*chat, "a[unused9]b")), "a[unused9]b");
+}
+
+TEST(TokenizerTest, ThreadsMayEncodeAtTheSameTime) {
+  for (const char* name : {"qwen2", "sp_bpe", "sp_unigram"}) {
+    const auto tokenizer = LoadGoldenTokenizer(name);
+    const std::vector<std::string> lines = ReadGoldenLines();
+    const std::vector<std::vector<int32_t>> want = ReadGoldenIds(name);
+    std::atomic<int> wrong = 0;
+    std::vector<std::thread> threads;
+    for (size_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (size_t i = t % 2; i < lines.size(); i += 2) {
+          const auto ids = tokenizer->Encode(lines[i]);
+          wrong += !ids.ok() || *ids != want[i];
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(wrong, 0) << name;
+  }
 }
 
 // Real vocabularies lack a few bytes; the `tokenizers` library leaves those out of the text.

@@ -20,6 +20,8 @@ constexpr std::string_view kHeaderEnd = "<|end_header_id|>";
 constexpr std::string_view kEot = "<|eot_id|>";
 constexpr std::string_view kPanguStart = "[unused9]";
 constexpr std::string_view kPanguEnd = "[unused10]";
+constexpr std::string_view kThink = "<think>";
+constexpr std::string_view kThinkEnd = "</think>";
 // The date that the templates of Llama 3.1, 3.2 and 3.3 write when they are given none.
 constexpr std::string_view kLlamaDate = "26 Jul 2024";
 
@@ -88,10 +90,26 @@ std::string_view Trim(std::string_view text) {
   return begin < end ? text.substr(begin, end - begin) : std::string_view();
 }
 
-std::string_view TrimNewlines(std::string_view text) {
+std::string_view TrimNewlinesLeft(std::string_view text) {
   while (text.starts_with('\n')) text.remove_prefix(1);
-  while (text.ends_with('\n')) text.remove_suffix(1);
   return text;
+}
+
+// Qwen3's answer: <think>, thought, </think>, the rest. Without the markers all of it is the rest.
+struct Thought {
+  std::string_view thought;
+  std::string_view answer;
+};
+
+Thought SplitThought(std::string_view content) {
+  const size_t last = content.rfind(kThinkEnd);
+  if (last == std::string_view::npos) return {{}, content};
+  std::string_view thought = content.substr(0, content.find(kThinkEnd));
+  if (const size_t begin = thought.rfind(kThink); begin != std::string_view::npos) {
+    thought.remove_prefix(begin + kThink.size());
+  }
+  while (thought.ends_with('\n')) thought.remove_suffix(1);
+  return {TrimNewlinesLeft(thought), TrimNewlinesLeft(content.substr(last + kThinkEnd.size()))};
 }
 
 }  // namespace
@@ -190,6 +208,7 @@ absl::Status ChatTemplate::Recognise(const std::string& text) {
       OnlyMarkers(text, {kImStart, kImEnd, "<|endoftext|>"})) {
     if (Has(text, "</think>")) {
       family_ = Family::kQwen3;
+      has_thinking_switch_ = Has(text, "enable_thinking");
       always_thinks_ = Has(text, "<|im_start|>assistant\\n<think>") ||
                        Has(text, "<|im_start|>assistant\n<think>");
       return absl::OkStatus();
@@ -294,35 +313,23 @@ void ChatTemplate::WriteChatMl(std::span<const ChatMessage> messages, const Rend
       continue;
     }
     // Qwen3: what an answer thought is kept only behind the last question.
-    constexpr std::string_view kThink = "<think>";
-    constexpr std::string_view kThinkEnd = "</think>";
-    std::string_view answer = message->content;
-    std::string_view thought;
-    if (const size_t end = answer.rfind(kThinkEnd); end != std::string_view::npos) {
-      thought = answer.substr(0, answer.find(kThinkEnd));
-      if (const size_t begin = thought.rfind(kThink); begin != std::string_view::npos) {
-        thought.remove_prefix(begin + kThink.size());
-      }
-      thought = TrimNewlines(thought);
-      answer = answer.substr(end + kThinkEnd.size());
-      while (answer.starts_with('\n')) answer.remove_prefix(1);
-    }
+    const auto [thought, answer] = SplitThought(message->content);
     const bool behind = last_user != messages.rend() && message > last_user.base() - 1;
     if (!behind || (thought.empty() && message + 1 != messages.end())) {
       write(message->role, answer);
       continue;
     }
-    while (answer.starts_with('\n')) answer.remove_prefix(1);
     writer->Control(kImStart).Text("assistant\n").Marker(kThink).Text("\n").Text(thought);
-    writer->Text("\n").Marker(kThinkEnd).Text("\n\n").Text(answer).Control(kImEnd).Text("\n");
+    writer->Text("\n").Marker(kThinkEnd).Text("\n\n").Text(TrimNewlinesLeft(answer));
+    writer->Control(kImEnd).Text("\n");
   }
   if (!options.add_generation_prompt) return;
   writer->Control(kImStart).Text("assistant\n");
   if (family_ != Family::kQwen3) return;
   if (always_thinks_) {
-    writer->Marker("<think>").Text("\n");
-  } else if (!options.enable_thinking.value_or(true)) {
-    writer->Marker("<think>").Text("\n\n").Marker("</think>").Text("\n\n");
+    writer->Marker(kThink).Text("\n");
+  } else if (has_thinking_switch_ && !options.enable_thinking.value_or(true)) {
+    writer->Marker(kThink).Text("\n\n").Marker(kThinkEnd).Text("\n\n");
   }
 }
 

@@ -89,8 +89,9 @@ class ChatTemplate {
   Family family_ = Family::kChatMl;
   // ChatML: written when the first message is not a system message.
   std::optional<std::string> default_system_;
-  bool dated_system_ = false;   // Llama 3.1 and later: the system header states dates
-  bool always_thinks_ = false;  // Qwen3, thinking only: the generation prompt opens <think>
+  bool dated_system_ = false;         // Llama 3.1 and later: the system header states dates
+  bool has_thinking_switch_ = false;  // Qwen3: the template knows enable_thinking
+  bool always_thinks_ = false;        // Qwen3, thinking only: the generation prompt opens <think>
   std::vector<int32_t> end_of_turn_ids_;
 };
 
