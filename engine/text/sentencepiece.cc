@@ -250,7 +250,8 @@ absl::Status FillVocabulary(const SentencePieceParts& parts, Vocabulary* vocabul
       rules->byte_ids[byte] = static_cast<int32_t>(id);
       bytes.assign(1, static_cast<char>(byte));
     }
-    vocabulary->bytes.push_back(kind == TokenKind::kText ? std::move(bytes) : piece.text);
+    if (kind != TokenKind::kText) bytes = piece.text;
+    vocabulary->bytes.push_back(std::move(bytes));
     vocabulary->kinds.push_back(kind);
   }
   return absl::OkStatus();
