@@ -255,29 +255,14 @@ bool CheckLongPrompts() {
   bool ok = Report("llama-3.1-8b 32768 dense", CheckProblem(dense, 12));
   Problem sparse = LlamaPrompt(32768, 2048, 32);
   ok &= Report("llama-3.1-8b 32768 budget 2048 correction 32", CheckProblem(sparse, 40));
-  return Report("  its probes", CheckProbes(sparse, 40)) && ok;
-}
-
-template <typename Function>
-double MedianMilliseconds(Function run) {
-  cudaEvent_t begin, end;
-  Must(cudaEventCreate(&begin));
-  Must(cudaEventCreate(&end));
-  std::vector<float> times;
-  constexpr int kWarmups = 2, kRuns = 9;
-  for (int i = 0; i < kWarmups + kRuns; ++i) {
-    Must(cudaEventRecord(begin));
-    run();
-    Must(cudaEventRecord(end));
-    Must(cudaEventSynchronize(end));
-    float ms = 0;
-    Must(cudaEventElapsedTime(&ms, begin, end));
-    if (i >= kWarmups) times.push_back(ms);
-  }
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  ok &= Report("  its probes", CheckProbes(sparse, 40));
+  size_t free = 0, total = 0;
+  Must(cudaMemGetInfo(&free, &total));
+  constexpr size_t kMillionBytes = size_t{24}
+                                   << 30;  // 2^20 tokens: q and out 8 GiB each, K and V 2
+  if (free < kMillionBytes) return ok;
+  Problem million = LlamaPrompt(1 << 20, 2048, 0);
+  return Report("llama-3.1-8b 1048576 budget 2048", CheckProblem(million, 10)) && ok;
 }
 
 void Time(const std::vector<int32_t>& lengths, double ceiling) {
@@ -313,36 +298,11 @@ void Time(const std::vector<int32_t>& lengths, double ceiling) {
 }
 
 int Main(int argc, char** argv) {
-  bool check = false, small = false, time = false;
-  double ceiling = 790;  // TFLOP/s: a bf16 8192^3 product on an H200, random data
-  std::vector<int32_t> lengths = {32768, 65536, 131072};
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg == "--check") {
-      check = true;
-    } else if (arg == "--small") {
-      small = true;
-    } else if (arg == "--time") {
-      time = true;
-    } else if (arg.starts_with("--ceiling=")) {
-      ceiling = std::atof(arg.c_str() + 10);
-    } else if (arg.starts_with("--lengths=")) {
-      lengths.clear();
-      for (const char* at = arg.c_str() + 10; *at != 0; at += *at == ',') {
-        char* end = nullptr;
-        lengths.push_back(int32_t(std::strtol(at, &end, 10)));
-        at = end;
-      }
-    } else {
-      std::fprintf(stderr, "unknown argument %s\n", arg.c_str());
-      return 2;
-    }
-  }
-  if (!check && !small && !time) check = time = true;
+  const Options options = ParseOptions(argc, argv);
   bool ok = true;
-  if (small) ok &= CheckRandomShapes(6, true);
-  if (check) ok &= CheckRandomShapes(60, false) && CheckLongPrompts();
-  if (ok && time) Time(lengths, ceiling);
+  if (options.small) ok &= CheckRandomShapes(6, true);
+  if (options.check) ok &= CheckRandomShapes(60, false) && CheckLongPrompts();
+  if (ok && options.time) Time(options.lengths, options.ceiling);
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <sstream>
+#include <string>
 
 #include "kernels/kv_view.h"
 
@@ -100,16 +102,52 @@ int32_t Uniform(std::mt19937& random, int32_t low, int32_t high) {
   return std::uniform_int_distribution<int32_t>(low, high)(random);
 }
 
-// `count` of [0, n), ascending (Knuth's selection sampling).
+// `count` of [0, n), ascending.
 std::vector<int32_t> Ascending(std::mt19937& random, int32_t n, int32_t count) {
   std::vector<int32_t> chosen;
-  for (int32_t i = 0; i < n && int32_t(chosen.size()) < count; ++i) {
+  if (count < n / 8) {  // draw until enough differ
+    std::vector<bool> taken(n);
+    while (int32_t(chosen.size()) < count) {
+      const int32_t i = Uniform(random, 0, n - 1);
+      if (!taken[i]) chosen.push_back(i);
+      taken[i] = true;
+    }
+    std::sort(chosen.begin(), chosen.end());
+    return chosen;
+  }
+  for (int32_t i = 0; i < n && int32_t(chosen.size()) < count; ++i) {  // Knuth's selection sampling
     if (Uniform(random, 0, n - i - 1) < count - int32_t(chosen.size())) chosen.push_back(i);
   }
   return chosen;
 }
 
 }  // namespace
+
+Options ParseOptions(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg == "--check") {
+      options.check = true;
+    } else if (arg == "--small") {
+      options.small = true;
+    } else if (arg == "--time") {
+      options.time = true;
+    } else if (arg.starts_with("--ceiling=")) {
+      options.ceiling = std::atof(arg.c_str() + 10);
+    } else if (arg.starts_with("--lengths=")) {
+      options.lengths.clear();
+      std::istringstream list(arg.substr(10));
+      for (std::string length; std::getline(list, length, ',');)
+        options.lengths.push_back(std::stoi(length));
+    } else {
+      std::fprintf(stderr, "unknown argument %s\n", arg.c_str());
+      std::exit(2);
+    }
+  }
+  if (!options.check && !options.small && !options.time) options.check = options.time = true;
+  return options;
+}
 
 Problem::Problem(const AttentionShape& shape, const std::vector<SeqSpec>& specs,
                  const ListSpec& lists, uint32_t seed)
@@ -253,7 +291,7 @@ double Problem::MaskedPairs() const {
       const int32_t count = counts_[s * shape_.kv_heads + h];
       const double earlier = count < 0 ? seq.appended + segment.row_begin - seq.row_begin
                                        : double(count) * seq.policy.block;
-      const double past = lengths_[segment.seq][params_.layer * shape_.kv_heads + h].past;
+      const double past = Past(segment.seq, h);
       pairs += shape_.group() *
                (segment.rows * (past + earlier) + segment.rows * (segment.rows + 1.0) / 2);
     }
@@ -273,8 +311,7 @@ double Problem::ProbePairs() const {
     const int32_t stride = StrideOf(segment);
     if (stride == 0) continue;
     for (int32_t h = 0; h < shape_.kv_heads; ++h) {
-      const double before = lengths_[segment.seq][params_.layer * shape_.kv_heads + h].past +
-                            seq.appended + segment.row_begin - seq.row_begin;
+      const double before = Past(segment.seq, h) + seq.appended + segment.row_begin - seq.row_begin;
       for (int32_t i = 0; i < segment.rows; i += stride) pairs += shape_.group() * (before + i + 1);
     }
   }

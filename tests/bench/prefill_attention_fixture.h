@@ -5,6 +5,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +24,38 @@ inline void Must(cudaError_t error,
   std::fprintf(stderr, "%s:%u: %s\n", where.file_name(), unsigned(where.line()),
                cudaGetErrorString(error));
   std::exit(1);
+}
+
+struct Options {
+  bool check = false, small = false, time = false;
+  double ceiling = 790;  // TFLOP/s: a bf16 8192^3 product on an H200, random data
+  std::vector<int32_t> lengths = {32768, 65536, 131072};  // tokens
+};
+// [--check] [--small] [--time] [--ceiling=] [--lengths=,,]; none of the first three: check and
+// time. Exits with status 2 on anything else.
+Options ParseOptions(int argc, char** argv);
+
+// Median time of `run` on the default stream, after two warm-ups.
+template <typename Function>
+double MedianMilliseconds(Function run) {
+  cudaEvent_t begin, end;
+  Must(cudaEventCreate(&begin));
+  Must(cudaEventCreate(&end));
+  std::vector<float> times;
+  constexpr int kWarmups = 2, kRuns = 9;
+  for (int i = 0; i < kWarmups + kRuns; ++i) {
+    Must(cudaEventRecord(begin));
+    run();
+    Must(cudaEventRecord(end));
+    Must(cudaEventSynchronize(end));
+    float ms = 0;
+    Must(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= kWarmups) times.push_back(ms);
+  }
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
 }
 
 // Device memory for one vector.
@@ -84,6 +117,9 @@ class Problem {
   PrefillAttentionParams params() const { return params_; }
   const std::vector<BatchSegment>& segments() const { return segments_; }
   const std::vector<int32_t>& counts() const { return counts_; }
+  int32_t Past(int32_t seq, int32_t kv_head) const {
+    return lengths_[seq][params_.layer * shape_.kv_heads + kv_head].past;
+  }
   const SeqSpec& spec(int32_t seq) const { return specs_[seq]; }
   // Stride of the probes of a segment; 0: it has none.
   int32_t StrideOf(const BatchSegment& segment) const;

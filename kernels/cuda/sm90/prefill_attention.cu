@@ -1,12 +1,10 @@
 #include "kernels/cuda/sm90/prefill_attention.h"
 
-#include <cuda.h>
-
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 #include "kernels/cuda/sm90/prefill_attention.cuh"
+#include "kernels/cuda/sm90/tensor_map.h"
 #include "kernels/cuda/sm90/work.cuh"
 #include "kernels/kv_view.h"
 
@@ -86,64 +84,29 @@ __global__ void CorrectRowsKernel(const BatchSeq* seqs, const BatchSegment* segm
   }
 }
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's encoder, found at run time so that nothing links against libcuda.
-EncodeTiled FindEncoder() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-  const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                         cudaEnableDefault, &found);
-  return e == cudaSuccess && found == cudaDriverEntryPointSuccess
-             ? reinterpret_cast<EncodeTiled>(function)
-             : nullptr;
-}
-
-EncodeTiled Encoder() {
-  static const EncodeTiled encoder = FindEncoder();
-  return encoder;
-}
-
-// bf16, 128-byte swizzle; strides in bytes, of all dimensions but the first.
-template <size_t kRank>
-bool EncodeMap(CUtensorMap* map, const void* base, const cuuint64_t (&dims)[kRank],
-               const cuuint64_t (&strides)[kRank - 1], const cuuint32_t (&box)[kRank]) {
-  cuuint32_t steps[kRank];
-  std::fill(std::begin(steps), std::end(steps), 1);
-  return Encoder()(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kRank, const_cast<void*>(base), dims,
-                   strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 bool EncodePool(const KvPool& pool, AttentionKernelParams* k) {
-  const cuuint64_t row_bytes = cuuint64_t(pool.head_dim) * 2, spans = pool.head_dim / 64;
-  const cuuint64_t groups = cuuint64_t(pool.pages) * kGroupsPerPage;
-  auto encode = [&](CUtensorMap* map, const void* base, cuuint32_t box_groups) {
-    return EncodeMap<4>(map, base, {64, kGroupKeys, spans, groups},
-                        {row_bytes, 128, row_bytes * kGroupKeys},
-                        {64, kGroupKeys, cuuint32_t(spans), box_groups});
+  auto encode = [&](CUtensorMap* map, const void* half, int32_t box_groups) {
+    return EncodePages(map, half, pool.head_dim, pool.pages, box_groups);
   };
   return encode(&k->k_page, pool.k, kGroupsPerPage) && encode(&k->v_page, pool.v, kGroupsPerPage) &&
          encode(&k->k_group, pool.k, 1) && encode(&k->v_group, pool.v, 1);
 }
 
 bool EncodeQueries(const PrefillAttentionParams& p, AttentionKernelParams* k) {
-  const cuuint64_t row_bytes = cuuint64_t(p.shape.head_dim) * 2, spans = p.shape.head_dim / 64;
-  const cuuint64_t heads = p.shape.heads;
-  return EncodeMap<4>(&k->q, p.q, {64, cuuint64_t(p.batch->rows), spans, heads},
-                      {row_bytes * heads, 128, row_bytes}, {64, kTileRows, cuuint32_t(spans), 1});
+  const uint64_t row = uint64_t(p.shape.head_dim) * 2, heads = p.shape.heads;
+  const uint32_t spans = p.shape.head_dim / 64;
+  return EncodeMap(&k->q, p.q, {{64, uint64_t(p.batch->rows), spans, heads}},
+                   {{row * heads, 128, row}}, {{64, kTileRows, spans, 1}});
 }
 
 bool EncodeProbes(const SelectParams& p, const ProbeRun& run, AttentionKernelParams* k) {
-  const cuuint64_t row_bytes = cuuint64_t(p.shape.head_dim) * 2, spans = p.shape.head_dim / 64;
-  const cuuint64_t heads = p.shape.heads, group = p.shape.group();
-  const auto* first = static_cast<const uint8_t*>(p.q) + run.row_begin * heads * row_bytes;
-  return EncodeMap<5>(
-      &k->q, first,
-      {64, group, cuuint64_t(CeilDiv(run.tokens, run.stride)), spans, cuuint64_t(p.shape.kv_heads)},
-      {row_bytes, run.stride * heads * row_bytes, 128, group * row_bytes},
-      {64, cuuint32_t(group), cuuint32_t(run.per_tile), 1, 1});
+  const uint64_t row = uint64_t(p.shape.head_dim) * 2, heads = p.shape.heads;
+  const uint64_t spans = p.shape.head_dim / 64, group = p.shape.group();
+  const uint64_t probes = CeilDiv(run.tokens, run.stride);
+  return EncodeMap(&k->q, static_cast<const uint8_t*>(p.q) + run.row_begin * heads * row,
+                   {{64, group, probes, spans, uint64_t(p.shape.kv_heads)}},
+                   {{row, run.stride * heads * row, 128, group * row}},
+                   {{64, uint32_t(group), uint32_t(run.per_tile), 1, 1}});
 }
 
 // What both operators share. `claimed` lies at the start of the scratch.
@@ -154,7 +117,7 @@ cudaError_t Prepare(const KvPool& pool, const AttentionShape& shape, void* scrat
   if (cudaError_t e = cudaDeviceGetAttribute(processors, cudaDevAttrMultiProcessorCount, device);
       e != cudaSuccess)
     return e;
-  if (Encoder() == nullptr || !EncodePool(pool, k)) return cudaErrorInvalidValue;
+  if (!EncodePool(pool, k)) return cudaErrorInvalidValue;
   k->work.claimed = static_cast<int32_t*>(scratch);
   k->work.group = shape.group();
   k->heads = shape.heads;
