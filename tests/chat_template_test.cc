@@ -302,6 +302,9 @@ TEST(ChatTemplateTest, UnknownTemplatesAreRefused) {
   ExpectMessagesRefused("qwen2",
                         "{% if messages[0].role != 'system' %}{{ default }}<|im_start|><|im_end|>",
                         "default system prompt");
+  ExpectMessagesRefused("qwen2", std::string(kQwen3) + R"({%- else %}{{- '<think>\n' }})",
+                        "opens <think>");
+  ExpectMessagesRefused("sp_bpe", std::string(kLlama2) + "{% elif true == true %}", "not one of");
   ExpectMessagesRefused("gpt2", kQwen2, "no control token <|im_start|>");
 }
 

@@ -207,6 +207,9 @@ absl::Status ChatTemplate::Recognise(const std::string& text) {
   if (Has(text, kImStart) && Has(text, kImEnd) &&
       OnlyMarkers(text, {kImStart, kImEnd, "<|endoftext|>"})) {
     if (Has(text, "</think>")) {
+      if (Has(text, "'<think>\\n'")) {
+        return refuse("the model's chat template opens <think> in a way that is not known");
+      }
       family_ = Family::kQwen3;
       has_thinking_switch_ = Has(text, "enable_thinking");
       always_thinks_ = Has(text, "<|im_start|>assistant\\n<think>") ||
@@ -221,7 +224,10 @@ absl::Status ChatTemplate::Recognise(const std::string& text) {
     }
     return absl::OkStatus();
   }
-  if (Has(text, "[INST]") && Has(text, "<<SYS>>") && OnlyMarkers(text, {})) {
+  // Some conversions write a long default system prompt behind "true == true"; Llama 2's own has
+  // none.
+  if (Has(text, "[INST]") && Has(text, "<<SYS>>") && OnlyMarkers(text, {}) &&
+      !Has(text, "true == true")) {
     family_ = Family::kLlama2;
     return absl::OkStatus();
   }
