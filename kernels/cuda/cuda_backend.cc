@@ -200,10 +200,11 @@ AttendParams CudaBackend::Attend(const Batch& batch, const KvPool& pool,
 void CudaBackend::SelectBlocks(const SelectParams& p) {
   const Batch& batch = *p.batch;
   if (batch.num_segments == 0) return;
-  RunSelectBlocks(p, scratch_, scratch_bytes_, stream_);
+  const bool hopper = !portable_only_ &&
+                      sm90::SupportsPrefillAttention(device_.capability(), p.pool.dtype, p.shape);
+  RunSelectBlocks(p, hopper, scratch_, scratch_bytes_, stream_);
   if (LongestCorrection(batch, p.layer) == 0) return;
-  if (!portable_only_ &&
-      sm90::SupportsPrefillAttention(device_.capability(), p.pool.dtype, p.shape)) {
+  if (hopper) {
     CUDA_CHECK(sm90::LaunchProbeAttention(p, scratch_, scratch_bytes_, stream_));
     return;
   }

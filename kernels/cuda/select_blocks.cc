@@ -4,6 +4,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/sm90/block_mass.h"
 #include "kernels/kv_view.h"
 
 namespace entropyserve::cuda {
@@ -45,8 +46,8 @@ size_t StatBytes(int64_t segments, const AttentionShape& shape) {
 
 class Selection {
  public:
-  Selection(const SelectParams& op, void* scratch, size_t bytes, cudaStream_t stream)
-      : op_(op), batch_(*op.batch), stream_(stream) {
+  Selection(const SelectParams& op, bool hopper, void* scratch, size_t bytes, cudaStream_t stream)
+      : op_(op), batch_(*op.batch), hopper_(hopper), stream_(stream) {
     const size_t stats = StatBytes(batch_.num_segments, op.shape);
     Check(stats < bytes, "Reserve took room for a step's segments");
     slice_bytes_ = bytes - stats;
@@ -140,7 +141,11 @@ class Selection {
     mass.scratch = reinterpret_cast<char*>(launch_.items) + size.items(op_.shape);
     mass.mass = launch_.scores;
     mass.mass_stride = launch_.stride;
-    LaunchMass(mass, stream_);
+    if (hopper_) {
+      CUDA_CHECK(sm90::LaunchBlockMass(mass, stream_));
+    } else {
+      LaunchMass(mass, stream_);
+    }
   }
 
   void RunSlices(int32_t begin, int32_t end) {
@@ -175,6 +180,7 @@ class Selection {
 
   const SelectParams& op_;
   const Batch& batch_;
+  const bool hopper_;
   const cudaStream_t stream_;
   char* slice_ = nullptr;
   size_t slice_bytes_ = 0;
@@ -193,9 +199,9 @@ size_t SelectScratchBytes(const Backend::Limits& limits) {
          std::max(kSliceBytes, one.bytes(limits.shape));
 }
 
-void RunSelectBlocks(const SelectParams& p, void* scratch, size_t scratch_bytes,
+void RunSelectBlocks(const SelectParams& p, bool hopper, void* scratch, size_t scratch_bytes,
                      cudaStream_t stream) {
-  Selection(p, scratch, scratch_bytes, stream).Run();
+  Selection(p, hopper, scratch, scratch_bytes, stream).Run();
 }
 
 }  // namespace entropyserve::cuda

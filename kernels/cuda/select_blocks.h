@@ -49,8 +49,8 @@ void LaunchChoose(const SelectLaunch& p, cudaStream_t stream);  // lists, counte
 
 // Scratch for steps within these limits.
 size_t SelectScratchBytes(const Backend::Limits& limits);
-// The operator but for the correction's probes.
-void RunSelectBlocks(const SelectParams& p, void* scratch, size_t scratch_bytes,
+// The operator but for the correction's probes. `hopper`: through sm90::LaunchBlockMass where it can.
+void RunSelectBlocks(const SelectParams& p, bool hopper, void* scratch, size_t scratch_bytes,
                      cudaStream_t stream);
 
 }  // namespace entropyserve::cuda
