@@ -44,7 +44,6 @@ std::string Quoted(std::string_view text) {
 }
 
 bool NeedsQuotes(std::string_view text) {
-  if (text.empty()) return true;
   for (const char c : text) {
     if (static_cast<unsigned char>(c) <= 0x20 || c == '"' || c == '=' || c == '\\') return true;
   }
@@ -80,11 +79,13 @@ void Log::Write(Level level, std::string_view event, Fields fields) {
   if (json_) {
     line = "\"event\":" + Quoted(event);
     for (const LogField& field : fields) {
+      if (field.is_text && field.value.empty()) continue;
       line += ',' + Quoted(field.key) + ':' + (field.is_text ? Quoted(field.value) : field.value);
     }
   } else {
     line = event;
     for (const LogField& field : fields) {
+      if (field.is_text && field.value.empty()) continue;
       line += ' ';
       line += field.key;
       line += '=';

@@ -215,6 +215,9 @@ int Main(const std::vector<std::string>& args) {
   if (const absl::Status status = SetRequestDefaults(flags, &defaults); !status.ok()) {
     return Fail(status, kExitUsage);
   }
+  if (const absl::Status status = CheckModelFiles(flags); !status.ok()) {
+    return Fail(status, kExitError);
+  }
 
   // Before any thread starts, so that all of them inherit it: only WaitForSignal sees these
   // signals.

@@ -4,6 +4,7 @@
 
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
+#include "engine/weights/checkpoint.h"
 #include "server/convert.h"
 
 namespace entropyserve {
@@ -34,6 +35,10 @@ absl::Status SetRequestDefaults(const ServerFlags& flags, ServedModel* model) {
   ASSIGN_OR_RETURN(model->kv, KvFromProto(flags.policy.kv(), KvPolicy(), "--kv-policy"));
   if (flags.seed.has_value()) model->seed = static_cast<uint64_t>(*flags.seed);
   return absl::OkStatus();
+}
+
+absl::Status CheckModelFiles(const ServerFlags& flags) {
+  return Checkpoint::Open(flags.model).status();
 }
 
 absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServerFlags& flags) {

@@ -51,6 +51,10 @@ std::map<RequestId, absl::Status> FakeEngine::Cancels() {
   std::lock_guard lock(mutex_);
   return cancels_;
 }
+int FakeEngine::Submits() {
+  std::lock_guard lock(mutex_);
+  return submits_;
+}
 bool FakeEngine::IsPaused(RequestId id) {
   std::lock_guard lock(mutex_);
   return paused_[id];
@@ -73,6 +77,7 @@ absl::StatusOr<RequestId> FakeEngine::Submit(EngineRequest request,
   RequestId id = 0;
   {
     std::lock_guard lock(mutex_);
+    ++submits_;
     if (!submit_status_.ok()) return submit_status_;
     id = next_id_++;
     requests_.push_back(request);

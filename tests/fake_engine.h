@@ -39,6 +39,7 @@ class FakeEngine final : public Engine {
   // What the server asked for, in order of submission.
   std::vector<EngineRequest> Requests();
   std::map<RequestId, absl::Status> Cancels();
+  int Submits();  // refused ones too
   bool IsPaused(RequestId id);
   int64_t TokensSent(RequestId id);
   // Returns when `condition` holds. Fails the test after a minute.
@@ -79,6 +80,7 @@ class FakeEngine final : public Engine {
   bool sessions_implemented_ = true;
   bool held_ = false, stopping_ = false;
   RequestId next_id_ = 1;
+  int submits_ = 0;
   std::map<RequestId, std::unique_ptr<Running>> running_;
   std::vector<EngineRequest> requests_;
   std::map<RequestId, absl::Status> cancels_;

@@ -1,0 +1,302 @@
+// The two programs as a user runs them: exit codes, single-line errors, one model served from start
+// to drain.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <sstream>
+#include <thread>
+
+#include "nlohmann/json.hpp"
+
+namespace entropyserve {
+namespace {
+
+using ::testing::HasSubstr;
+namespace fs = std::filesystem;
+
+std::string ReadAll(const fs::path& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+// A child process with its output in files.
+class Process {
+ public:
+  Process(const std::string& program, std::vector<std::string> args, const std::string& input = "")
+      : out_(Path("out")), err_(Path("err")), in_(Path("in")) {
+    std::ofstream(in_) << input;
+    args.insert(args.begin(), program);
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    pid_ = fork();
+    if (pid_ != 0) return;
+    dup2(open(in_.c_str(), O_RDONLY), 0);
+    dup2(open(out_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 1);
+    dup2(open(err_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 2);
+    execv(program.c_str(), argv.data());
+    _exit(127);
+  }
+  ~Process() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  // The exit code; 128 + n for signal n.
+  int Wait() {
+    if (pid_ > 0) {
+      int status = 0;
+      waitpid(pid_, &status, 0);
+      code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+      pid_ = 0;
+    }
+    return code_;
+  }
+  bool Ended() {
+    if (pid_ <= 0) return true;
+    int status = 0;
+    if (waitpid(pid_, &status, WNOHANG) == 0) return false;
+    code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    pid_ = 0;
+    return true;
+  }
+  void Signal(int signal) const { kill(pid_, signal); }
+  std::string out() const { return ReadAll(out_); }
+  std::string err() const { return ReadAll(err_); }
+
+ private:
+  static std::string Path(const char* kind) {
+    static int counter = 0;
+    return ::testing::TempDir() + "/programs_test_" + std::to_string(getpid()) + "_" +
+           std::to_string(counter++) + "_" + kind;
+  }
+
+  const std::string out_, err_, in_;
+  pid_t pid_ = 0;
+  int code_ = -1;
+};
+
+bool WaitUntil(const std::function<bool()>& condition) {
+  for (int i = 0; i < 6000; ++i) {  // a minute: a broken program, not a slow machine
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return false;
+}
+
+void ExpectOneLine(Process& process, int exit_code, const std::string& part) {
+  EXPECT_EQ(process.Wait(), exit_code);
+  const std::string text = process.err();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1) << text;
+  EXPECT_THAT(text, HasSubstr(part));
+}
+
+// A checked-in model of random weights with a vocabulary of single characters.
+fs::path MakeTinyModel() {
+  const fs::path source = fs::path(ES_SOURCE_DIR) / "tests/golden/models/llama_llama3";
+  const fs::path folder =
+      fs::path(::testing::TempDir()) / ("tiny_model_" + std::to_string(getpid()));
+  fs::create_directories(folder);
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    fs::copy_file(source / name, folder / name, fs::copy_options::overwrite_existing);
+  }
+  nlohmann::json vocab;
+  for (int c = '!'; c <= '~'; ++c) vocab[std::string(1, static_cast<char>(c))] = c - '!';
+  vocab["\u0120"] = 94;  // space, in byte-level BPE's alphabet
+  vocab["\u010a"] = 95;  // newline
+  nlohmann::json tokenizer;
+  tokenizer["model"] = {{"type", "BPE"}, {"vocab", vocab}, {"merges", nlohmann::json::array()}};
+  tokenizer["pre_tokenizer"] = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}};
+  tokenizer["decoder"] = {{"type", "ByteLevel"}};
+  for (const auto& [id, name] : {std::pair(96, "<|im_start|>"), std::pair(97, "<|im_end|>")}) {
+    tokenizer["added_tokens"].push_back(
+        {{"id", id}, {"content", name}, {"special", true}, {"normalized", false}});
+  }
+  std::ofstream(folder / "tokenizer.json") << tokenizer.dump();
+  std::ofstream(folder / "tokenizer_config.json") << nlohmann::json{
+      {"eos_token", "<|im_end|>"},
+      {"chat_template",
+       "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+       "'<|im_end|>\\n' }}{% endfor %}"}};
+  return folder;
+}
+
+class ServedProgram {
+ public:
+  explicit ServedProgram(const std::vector<std::string>& extra = {}) {
+    port_file_ = ::testing::TempDir() + "/programs_test_port_" + std::to_string(getpid());
+    fs::remove(port_file_);
+    std::vector<std::string> args = {"--model=" + MakeTinyModel().string(), "--listen=127.0.0.1:0",
+                                     "--metrics-listen=127.0.0.1:0", "--port-file=" + port_file_,
+                                     "--threads=1"};
+    args.insert(args.end(), extra.begin(), extra.end());
+    process_ = std::make_unique<Process>(ENTROPYSERVE, args);
+    const bool ready = WaitUntil([this] {
+      return process_->Ended() || process_->err().find(" ready ") != std::string::npos;
+    });
+    EXPECT_TRUE(ready && !process_->Ended()) << process_->err();
+  }
+  std::string address() const {
+    std::string port = ReadAll(port_file_);
+    while (!port.empty() && port.back() == '\n') port.pop_back();
+    return "127.0.0.1:" + port;
+  }
+  std::unique_ptr<Process> Client(std::vector<std::string> args, const std::string& input = "") {
+    args.push_back("--server=" + address());
+    return std::make_unique<Process>(ENTROPYSERVE_CLIENT, args, input);
+  }
+  Process& process() { return *process_; }
+
+ private:
+  std::string port_file_;
+  std::unique_ptr<Process> process_;
+};
+
+// --- Wrong usage ---
+
+TEST(ServerProgramTest, HelpExplainsEveryFlag) {
+  Process help(ENTROPYSERVE, {"--help"});
+  EXPECT_EQ(help.Wait(), 0);
+  for (const char* flag :
+       {"--model", "--listen=127.0.0.1:50051", "--metrics-listen=127.0.0.1:9464", "--dtype=auto",
+        "--prefill-policy=entropy", "--kv-policy=latent", "--drain-seconds=30", "--config"}) {
+    EXPECT_THAT(help.out(), HasSubstr(flag));
+  }
+}
+
+TEST(ServerProgramTest, WrongFlagsExitWithTwo) {
+  for (const auto& [arg, part] :
+       {std::pair("--modle=x", "--modle: no such flag"),
+        std::pair("--dtype=f64", "--dtype: expected auto, f32, bf16"),
+        std::pair("extra", "unexpected argument"), std::pair("--prefill-policy=magic", "magic"),
+        std::pair("--prefill-base=0", "base_tokens"),
+        std::pair("--listen=0.0.0.0:1", "not a loopback address")}) {
+    Process process(ENTROPYSERVE, {"--model=m", arg});
+    ExpectOneLine(process, 2, part);
+  }
+  Process none(ENTROPYSERVE, {});
+  ExpectOneLine(none, 2, "--model: required");
+}
+
+TEST(ServerProgramTest, MissingAndForeignModelsExitWithOne) {
+  Process missing(ENTROPYSERVE,
+                  {"--model=/no/such/model", "--listen=127.0.0.1:0", "--metrics-listen="});
+  ExpectOneLine(missing, 1, "/no/such/model");
+  const std::string foreign = ::testing::TempDir() + "/foreign.gguf";
+  std::ofstream(foreign) << "this is no model";
+  Process strange(ENTROPYSERVE,
+                  {"--model=" + foreign, "--listen=127.0.0.1:0", "--metrics-listen="});
+  ExpectOneLine(strange, 1, "foreign.gguf");
+}
+
+TEST(ClientProgramTest, ExitCodesAndSingleLines) {
+  Process help(ENTROPYSERVE_CLIENT, {"--help"});
+  EXPECT_EQ(help.Wait(), 0);
+  for (const char* command : {"generate", "chat", "models", "tokenize", "detokenize"}) {
+    EXPECT_THAT(help.out(), HasSubstr(command));
+    Process own(ENTROPYSERVE_CLIENT, {command, "--help"});
+    EXPECT_EQ(own.Wait(), 0);
+    EXPECT_THAT(own.out(), HasSubstr("--server=127.0.0.1:50051"));
+  }
+  Process none(ENTROPYSERVE_CLIENT, {});
+  ExpectOneLine(none, 2, "expected a command");
+  Process unknown(ENTROPYSERVE_CLIENT, {"fly"});
+  ExpectOneLine(unknown, 2, "no such command: fly");
+  Process flag(ENTROPYSERVE_CLIENT, {"generate", "x", "--colour=red"});
+  ExpectOneLine(flag, 2, "--colour: no such flag");
+  Process file(ENTROPYSERVE_CLIENT, {"generate", "--file=/no/such/file"});
+  ExpectOneLine(file, 2, "/no/such/file");
+  // Port 1 is never served; one attempt, so that the test does not wait for retries.
+  Process away(ENTROPYSERVE_CLIENT, {"models", "--server=127.0.0.1:1", "--attempts=1"});
+  ExpectOneLine(away, 1, "UNAVAILABLE");
+}
+
+// --- A served model ---
+
+TEST(ProgramsTest, ServesGeneratesAndDrains) {
+  ServedProgram server;
+  Process busy(ENTROPYSERVE, {"--model=" + MakeTinyModel().string(), "--listen=" + server.address(),
+                              "--metrics-listen="});
+  ExpectOneLine(busy, 1, "--listen: cannot listen on " + server.address());
+  Process busy_metrics(ENTROPYSERVE, {"--model=" + MakeTinyModel().string(), "--listen=127.0.0.1:0",
+                                      "--metrics-listen=" + server.address()});
+  ExpectOneLine(busy_metrics, 1, "--metrics-listen: cannot listen");
+
+  const auto models = server.Client({"models"});
+  EXPECT_EQ(models->Wait(), 0) << models->err();
+  EXPECT_THAT(models->out(), HasSubstr("ChatML"));
+
+  const auto ids = server.Client({"tokenize", "a b"});
+  EXPECT_EQ(ids->Wait(), 0);
+  EXPECT_EQ(ids->out(), "64,94,65\n");
+  const auto text = server.Client({"detokenize"}, "64,94,65\n");
+  EXPECT_EQ(text->Wait(), 0);
+  EXPECT_EQ(text->out(), "a b\n");
+
+  const std::vector<std::string> greedy = {
+      "generate", "--temperature=0", "--ignore-eos=true", "--max-new-tokens=8", "--json", "Hello"};
+  const auto first = server.Client(greedy), second = server.Client(greedy);
+  EXPECT_EQ(first->Wait(), 0) << first->err();
+  EXPECT_EQ(second->Wait(), 0) << second->err();
+  const auto tokens_of = [](const std::string& lines) {
+    std::vector<int> ids;
+    std::istringstream stream(lines);
+    for (std::string line; std::getline(stream, line);) {
+      const auto event = nlohmann::json::parse(line);
+      if (!event.contains("tokens") || !event["tokens"].contains("ids")) continue;
+      for (const int id : event["tokens"]["ids"]) ids.push_back(id);
+    }
+    return ids;
+  };
+  EXPECT_EQ(tokens_of(first->out()).size(), 8u);
+  EXPECT_EQ(tokens_of(first->out()), tokens_of(second->out()));
+
+  const auto wrong = server.Client({"generate", "x", "--top-p=2"});
+  ExpectOneLine(*wrong, 1, "INVALID_ARGUMENT: sampling.top_p");
+  const auto long_prompt = server.Client({"generate"}, std::string(2000, 'a'));
+  ExpectOneLine(*long_prompt, 1, "INVALID_ARGUMENT: prompt:");
+
+  // A signal while an answer is on its way: it is finished, and the server leaves in peace.
+  const auto running = server.Client(
+      {"generate", "--raw", "--ignore-eos=true", "--max-new-tokens=400", "--json", "x"});
+  ASSERT_TRUE(WaitUntil([&] { return running->out().find("tokens") != std::string::npos; }));
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(running->Wait(), 0) << running->err();
+  EXPECT_THAT(running->out(), HasSubstr("FINISH_REASON_LENGTH"));
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_THAT(server.process().err(), HasSubstr(" stopped"));
+}
+
+TEST(ProgramsTest, ChatAnswersEveryLineAndFlagsComeFromTheEnvironment) {
+  setenv("ENTROPYSERVE_DRAIN_SECONDS", "1", 1);
+  ServedProgram server;
+  const auto chat = server.Client({"chat", "--max-new-tokens=5", "--temperature=0"},
+                                  "hello\nagain\n/receipt\n/quit\n");
+  EXPECT_EQ(chat->Wait(), 0) << chat->err();
+  const std::string out = chat->out();
+  EXPECT_GE(std::count(out.begin(), out.end(), '\n'), 2);
+  EXPECT_THAT(chat->err(), HasSubstr("generated"));
+  server.process().Signal(SIGINT);
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_THAT(server.process().err(), HasSubstr("draining open_calls=0 seconds=1"));
+  unsetenv("ENTROPYSERVE_DRAIN_SECONDS");
+}
+
+}  // namespace
+}  // namespace entropyserve
