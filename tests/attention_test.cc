@@ -245,7 +245,7 @@ AttentionShape RandomShape(Rng& rng) {
   shape.layers = 2;
   shape.kv_heads = rng.Int(1, 3);
   shape.heads = shape.kv_heads * rng.Pick({1, 2, 3, 7});
-  shape.head_dim = rng.Pick({32, 64, 80, 96, 128});
+  shape.head_dim = rng.Pick({8, 24, 32, 64, 80, 96, 128});
   return shape;
 }
 

@@ -11,7 +11,9 @@
 namespace entropyserve::cpu {
 namespace {
 
-// Largest head_dim: bounds the buffers on the stack.
+using simd::kLanes;
+
+// Largest head_dim, a multiple of kLanes: bounds the buffers on the stack.
 constexpr int kMaxHeadDim = 512;
 
 // Rows of one sequence whose turn tokens lie in one page: no block of keys and no page is shared
@@ -38,11 +40,24 @@ std::vector<Task> MakeTasks(const Batch& batch, const AttentionShape& shape, int
   return tasks;
 }
 
+// A head as floats lies in a buffer of kMaxHeadDim: a last, partial vector may be written whole.
+
+ES_SIMD void WidenHead(const bf16_t* x, int32_t n, float* out) {
+  int32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) simd::Store(out + i, simd::Load(x + i));
+  if (i < n) simd::Store(out + i, simd::LoadPart(x + i, n - i));
+}
+ES_SIMD void NarrowHead(const float* x, int32_t n, bf16_t* out) {
+  int32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) simd::Store(out + i, simd::Load(x + i));
+  if (i < n) simd::StorePart(out + i, simd::Load(x + i), n - i);
+}
+
 void LoadHead(const void* src, DType dtype, int64_t offset, int32_t n, float* out) {
   if (dtype == DType::kF32) {
     std::memcpy(out, static_cast<const float*>(src) + offset, size_t(n) * sizeof(float));
   } else {
-    for (int32_t i = 0; i < n; ++i) out[i] = FromBF16(static_cast<const bf16_t*>(src)[offset + i]);
+    WidenHead(static_cast<const bf16_t*>(src) + offset, n, out);
   }
 }
 
@@ -50,7 +65,7 @@ void StoreHead(void* dst, DType dtype, int64_t offset, int32_t n, const float* x
   if (dtype == DType::kF32) {
     std::memcpy(static_cast<float*>(dst) + offset, x, size_t(n) * sizeof(float));
   } else {
-    for (int32_t i = 0; i < n; ++i) static_cast<bf16_t*>(dst)[offset + i] = ToBF16(x[i]);
+    NarrowHead(x, n, static_cast<bf16_t*>(dst) + offset);
   }
 }
 
@@ -67,36 +82,55 @@ void NormHead(float* x, const float* weight, int32_t n, float eps) {
   for (int32_t i = 0; i < n; ++i) x[i] = x[i] * scale * weight[i];
 }
 
-void Rotate(float* x, const float* cos, const float* sin, int32_t n) {
+ES_SIMD void Rotate(float* x, const float* cos, const float* sin, int32_t n) {
   const int32_t half = n / 2;
-  for (int32_t i = 0; i < half; ++i) {
+  int32_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const simd::F32x16 a = simd::Load(x + i), b = simd::Load(x + i + half);
+    const simd::F32x16 c = simd::Load(cos + i), s = simd::Load(sin + i);
+    simd::Store(x + i, a * c - b * s);
+    simd::Store(x + i + half, b * c + a * s);
+  }
+  for (; i < half; ++i) {
     const float a = x[i], b = x[i + half];
     x[i] = a * cos[i] - b * sin[i];
     x[i + half] = b * cos[i] + a * sin[i];
   }
 }
 
-// Widens the bounds row by one key, or starts it with the block's first key.
-template <typename T, typename Widen>
-void UpdateBounds(T* max, T* min, const float* key, int32_t n, bool first, Widen widen,
-                  T (*narrow)(float)) {
-  for (int32_t i = 0; i < n; ++i) {
-    if (first || key[i] > widen(max[i])) max[i] = narrow(key[i]);
-    if (first || key[i] < widen(min[i])) min[i] = narrow(key[i]);
+// Widens the bounds row by one key, or starts it with the block's first key. Keys are rounded to
+// the pool's type before this, so the bounds are exact.
+template <typename T>
+ES_INLINE void WidenBounds(T* max, T* min, const float* key, int32_t n, bool first) {
+  int32_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const simd::F32x16 k = simd::Load(key + i);
+    simd::Store(max + i, first ? k : simd::Max(k, simd::Load(max + i)));
+    simd::Store(min + i, first ? k : simd::Min(k, simd::Load(min + i)));
   }
+  if (i < n) {
+    const int part = n - i;
+    const simd::F32x16 k = simd::LoadPart(key + i, part);
+    simd::StorePart(max + i, first ? k : simd::Max(k, simd::LoadPart(max + i, part)), part);
+    simd::StorePart(min + i, first ? k : simd::Min(k, simd::LoadPart(min + i, part)), part);
+  }
+}
+ES_SIMD void WidenBoundsF32(float* max, float* min, const float* key, int32_t n, bool first) {
+  WidenBounds(max, min, key, n, first);
+}
+ES_SIMD void WidenBoundsBF16(bf16_t* max, bf16_t* min, const float* key, int32_t n, bool first) {
+  WidenBounds(max, min, key, n, first);
 }
 
 void WriteBounds(const KvPool& pool, const HeadView& view, int32_t block, bool first,
                  const float* key) {
   const int64_t at = view.BoundsRow(block) * pool.head_dim;
   if (pool.dtype == DType::kF32) {
-    UpdateBounds<float>(
-        static_cast<float*>(pool.k) + at, static_cast<float*>(pool.v) + at, key, pool.head_dim,
-        first, [](float x) { return x; }, [](float x) { return x; });
+    WidenBoundsF32(static_cast<float*>(pool.k) + at, static_cast<float*>(pool.v) + at, key,
+                   pool.head_dim, first);
   } else {
-    // Keys are rounded to bf16 before this, so the bounds are exact.
-    UpdateBounds<bf16_t>(static_cast<bf16_t*>(pool.k) + at, static_cast<bf16_t*>(pool.v) + at, key,
-                         pool.head_dim, first, FromBF16, ToBF16);
+    WidenBoundsBF16(static_cast<bf16_t*>(pool.k) + at, static_cast<bf16_t*>(pool.v) + at, key,
+                    pool.head_dim, first);
   }
 }
 
