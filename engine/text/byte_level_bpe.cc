@@ -45,8 +45,8 @@ std::optional<std::string> ToBytes(std::string_view name,
   return bytes;
 }
 
-// Bytes that no usable vocabulary lacks. Real ones do lack control characters and lead bytes of planes
-// that their training text did not have.
+// Bytes that no usable vocabulary lacks. Real ones do lack control characters and lead bytes of
+// planes that their training text did not have.
 bool IsPlainText(int byte) { return byte == '\n' || (byte >= ' ' && byte <= '~'); }
 
 class ByteLevelBpe final : public Tokenizer {
