@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Starts the server on a free loopback port, asks a question about a long document, streams the
+# answer with progress and receipt, stops the server. Programs come from build/bin.
+#   MODEL     a GGUF file or a Hugging Face folder; empty: SmolLM2-135M-Instruct is fetched
+#   DOCUMENT  a text file
+#   QUESTION  about it
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+model=${MODEL:-}
+document=${DOCUMENT:-/usr/share/common-licenses/GPL-3}
+question=${QUESTION:-In one sentence: what is this license about?}
+if [[ -z $model ]]; then model=$(deploy/scripts/fetch_demo_model.sh); fi
+
+work=$(mktemp -d)
+server=
+finish() {
+  if [[ -n $server ]]; then
+    kill "$server" 2>/dev/null || true
+    wait "$server" 2>/dev/null || true
+  fi
+  rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+build/bin/entropyserve --model="$model" --listen=127.0.0.1:0 --metrics-listen= \
+  --port-file="$work/port" 2>"$work/log" &
+server=$!
+
+# Listening is not ready: the weights are read after the port is known.
+until grep -q ' ready\b' "$work/log"; do
+  if ! kill -0 "$server" 2>/dev/null; then
+    cat "$work/log" >&2
+    echo "demo.sh: the server did not start" >&2
+    exit 1
+  fi
+  sleep 0.1
+done
+
+echo "Document: $document ($(wc -c <"$document") bytes)"
+echo "Question: $question"
+echo
+build/bin/entropyserve-client generate --server="127.0.0.1:$(cat "$work/port")" \
+  --file="$document" --progress=on --temperature=0 --max-new-tokens=96 "$question"
