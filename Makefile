@@ -22,7 +22,7 @@ build:
 	cmake --build build --parallel $(JOBS) --target programs
 
 test:
-	$(SCRIPTS)/install_deps.sh build test
+	$(SCRIPTS)/install_deps.sh build test demo
 	JOBS=$(JOBS) $(SCRIPTS)/test.sh
 
 demo: build
