@@ -250,6 +250,14 @@ Problem LlamaPrompt(int32_t tokens, int32_t budget, int32_t correction) {
                  1);
 }
 
+// Thousands of tiles of one or two steps with a correction that spans both warpgroups.
+bool CheckShortTiles() {
+  const AttentionShape shape = {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 64};
+  std::vector<SeqSpec> specs(64, {.segment = 128, .block = 8, .correction = 128, .rows = 256});
+  Problem problem(shape, specs, {.dense_share = 0}, 3);
+  return Report("64 sequences of 256 tokens, S128 r128", CheckProblem(problem, 1 << 20));
+}
+
 bool CheckLongPrompts() {
   Problem dense = LlamaPrompt(32768, -1, 0);
   bool ok = Report("llama-3.1-8b 32768 dense", CheckProblem(dense, 12));
@@ -301,7 +309,7 @@ int Main(int argc, char** argv) {
   const Options options = ParseOptions(argc, argv);
   bool ok = true;
   if (options.small) ok &= CheckRandomShapes(6, true);
-  if (options.check) ok &= CheckRandomShapes(60, false) && CheckLongPrompts();
+  if (options.check) ok &= CheckRandomShapes(60, false) && CheckShortTiles() && CheckLongPrompts();
   if (ok && options.time) Time(options.lengths, options.ceiling);
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;

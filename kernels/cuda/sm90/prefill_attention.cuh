@@ -25,15 +25,42 @@ struct RowState {
   float sum[2] = {0, 0};                  // this thread's columns only
 };
 
-// Columns >= limit of the first (second) row take no part.
-__device__ inline void Mask(float (&s)[64], int32_t limit0, int32_t limit1) {
-  const int32_t column = threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) {
-    const int32_t limit = (i & 2) ? limit1 : limit0;
-    if (column + (i / 4) * 8 + (i & 1) >= limit) s[i] = -INFINITY;
+// Which of a tile's keys its queries may not see: the ends of the past run and of the block list,
+// where a step is not full, and the segment's own later tokens. For this thread's two rows.
+struct KeyMask {
+  int32_t past_last, past_tail;  // last step over the past run; its keys
+  int32_t turn_last, turn_tail;  // the same for the turn's earlier tokens
+  int32_t causal_first;          // first step that holds keys after some query
+  int32_t query[2];              // where the rows' queries stand among the segment's tokens
+
+  __device__ KeyMask(const TileTask& t, int32_t first, int32_t second)
+      : past_last(t.past_steps - 1),
+        past_tail(t.past - past_last * kTileKeys),
+        turn_last(past_last + t.turn_steps),
+        turn_tail(t.turn_keys - (t.turn_steps - 1) * kTileKeys),
+        causal_first(turn_last + 1 + t.row_offset / kTileKeys),
+        query{t.row_offset + first, t.row_offset + second} {}
+
+  __device__ bool EndsPast(int32_t step) const {
+    return step == past_last && past_tail < kTileKeys;
   }
-}
+
+  __device__ void Apply(float (&s)[64], int32_t step) const {
+    const bool causal = step >= causal_first;
+    int32_t keys = kTileKeys;
+    if (step == past_last) keys = past_tail;
+    if (step == turn_last) keys = min(keys, turn_tail);
+    if (!causal && keys == kTileKeys) return;
+    const int32_t before = (step - turn_last - 1) * kTileKeys;  // own keys in earlier steps
+    const int32_t limit[2] = {causal ? query[0] + 1 - before : keys,
+                              causal ? query[1] + 1 - before : keys};
+    const int32_t column = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      if (column + i / 4 * 8 + (i & 1) >= limit[i / 2 % 2]) s[i] = -INFINITY;
+    }
+  }
+};
 
 // Scores to weights in place; `decay` is what earlier sums and outputs shrink by.
 __device__ inline void SoftmaxStep(float (&s)[64], RowState& state, float (&decay)[2],
@@ -146,10 +173,13 @@ __device__ void Correct(Smem<kD>& s, const AttentionKernelParams& p, const TileT
   }
   NamedSync(1 + warpgroup, 128);
   if (r == kTileRows) {
+    // The second warpgroup's rows follow the first one's probe. A barrier per slot: the first
+    // warpgroup may be a whole short tile ahead, but not two.
+    const int id = 3 + slot;
     if (warpgroup == 0)
-      NamedArrive(5, 256);
+      NamedArrive(id, 256);
     else
-      NamedSync(5, 256);
+      NamedSync(id, 256);
   }
 #pragma unroll
   for (int i = 0; i < kD / 2; ++i) o[i] += probe[i / 4 * 8 + (i & 1)];
@@ -217,10 +247,10 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     const TileTask& t = s.task[slot];
     const int32_t steps = t.steps;
     if (steps == 0) return;
-    const int32_t past_last = t.past_steps - 1, turn_last = past_last + t.turn_steps;
-    const int32_t past_tail = t.past - past_last * kTileKeys;
-    const int32_t turn_tail = t.turn_keys - (t.turn_steps - 1) * kTileKeys;
-
+    // Rows of probes hold the heads of a group next to each other.
+    const KeyMask mask = kProbes ? KeyMask(t, row / p.work.group * p.run.stride,
+                                           (row + 8) / p.work.group * p.run.stride)
+                                 : KeyMask(t, row, row + 8);
     float scores[64], o[kD / 2];
     uint32_t weights[8][4];
     RowState state;
@@ -235,23 +265,6 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     auto v_descriptor = [&] {
       return MakeDescriptor(SmemAddress(s.v[v_ring.stage]), 1024, kGroupBytes);
     };
-    // Where this thread's two queries stand among the segment's tokens, and the first step that
-    // holds keys after the tile's first query.
-    int32_t query[2] = {t.row_offset + row, t.row_offset + row + 8};
-    if constexpr (kProbes) {
-      query[0] = t.row_offset + row / p.work.group * p.run.stride;
-      query[1] = t.row_offset + (row + 8) / p.work.group * p.run.stride;
-    }
-    const int32_t causal_first = turn_last + 1 + t.row_offset / kTileKeys;
-    auto mask = [&](int32_t step) {
-      const bool causal = step >= causal_first;
-      const int32_t seen = 1 - (step - turn_last - 1) * kTileKeys;
-      int32_t keys = kTileKeys;
-      if (step == past_last) keys = past_tail;
-      if (step == turn_last) keys = min(keys, turn_tail);
-      if (causal || keys < kTileKeys)
-        Mask(scores, causal ? query[0] + seen : keys, causal ? query[1] + seen : keys);
-    };
 
     BarrierWait(&s.k_full[k_ring.stage], k_ring.phase);
     WgmmaFence();
@@ -260,15 +273,14 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     FenceRegisters(scores);
     release(&s.k_empty[k_ring.stage]);
     k_ring.Next();
-    mask(0);
+    mask.Apply(scores, 0);
     SoftmaxStep(scores, state, decay, p.scale_log2);
     PackWeights(scores, weights);
     BarrierWait(&s.v_full[v_ring.stage], v_ring.phase);
 
     for (int32_t step = 1; step < steps; ++step) {
       BarrierWait(&s.k_full[k_ring.stage], k_ring.phase);
-      if (step - 1 == past_last && past_tail < kTileKeys)
-        ZeroTail<kD>(s.v[v_ring.stage], past_tail, warpgroup);
+      if (mask.EndsPast(step - 1)) ZeroTail<kD>(s.v[v_ring.stage], mask.past_tail, warpgroup);
       FenceRegisters(scores);
       FenceRegisters(o);
       WgmmaFence();
@@ -278,7 +290,7 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
       FenceRegisters(scores);
       release(&s.k_empty[k_ring.stage]);
       k_ring.Next();
-      mask(step);
+      mask.Apply(scores, step);
       SoftmaxStep(scores, state, decay, p.scale_log2);
       // V of this step, needed in the next turn, is awaited here because the loop of the wait keeps
       // ptxas from moving the softmax behind the end of the products that it is to overlap with.
