@@ -13,6 +13,7 @@ build=(
   libssl-dev libspdlog-dev prometheus-cpp-dev                             # server
   libabsl-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev             # engine
   libdnnl-dev                                                             # CPU matrix products
+  opencl-headers ocl-icd-opencl-dev  # libdnnl-dev's CMake file looks for OpenCL and does not depend on it
   libgtest-dev libgmock-dev libbenchmark-dev                              # tests and benches
 )
 # The sanitizer stages of `make test`.
