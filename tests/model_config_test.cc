@@ -207,6 +207,7 @@ TEST(ConfigJson, RefusesByNameWhatChangesTheMaths) {
       {"layer_types", {"full_attention", "sliding_attention"}},
       {"no_rope_layers", {1, 1, 0}},
       {"qk_layernorm", true},
+      {"dual_chunk_attention_config", {{"chunk_size", 262144}}},
       {"attention_chunk_size", 8192}};
   for (const auto& [field, value] : fields) {
     Json json = LlamaJson();

@@ -44,6 +44,7 @@ constexpr RefusedField kRefused[] = {
     {"use_sliding_window", kNever},
     {"attention_chunk_size", kNever},
     {"clip_qkv", kNever},
+    {"dual_chunk_attention_config", kNever},
     {"alibi", kNever},
     {"use_alibi", kNever},
     {"attn_temperature_tuning", 0.0},

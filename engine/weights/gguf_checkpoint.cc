@@ -63,6 +63,12 @@ absl::StatusOr<absl::Span<const uint8_t>> TensorBytes(const GgufTensor& tensor, 
   return data.subspan(size_t(tensor.offset), size_t(size));
 }
 
+// "blk.N.attn_rot_embd.weight"
+bool IsRopeTable(std::string_view name) {
+  constexpr std::string_view kSuffix = ".attn_rot_embd.weight";
+  return name.size() > kSuffix.size() && name.substr(name.size() - kSuffix.size()) == kSuffix;
+}
+
 }  // namespace
 
 absl::Status MappedCheckpoint::AddGgufTensors(const std::string& where, bool interleaved) {
@@ -73,7 +79,8 @@ absl::Status MappedCheckpoint::AddGgufTensors(const std::string& where, bool int
     ASSIGN_OR_RETURN(tensor.type, StorageTypeOf(entry.type, at));
     ASSIGN_OR_RETURN(tensor.data, TensorBytes(entry, tensor.type, gguf_->data(), at));
     extents.emplace_back(tensor.data.data(), tensor.data.data() + tensor.data.size());
-    if (gguf_name == "rope_freqs.weight") continue;  // part of the configuration
+    // Part of the configuration, and a table of old files that follows from it.
+    if (gguf_name == "rope_freqs.weight" || IsRopeTable(gguf_name)) continue;
     if (entry.shape.size() > 2) {
       return absl::InvalidArgumentError(absl::StrCat(at, ": neither a matrix nor a vector"));
     }
