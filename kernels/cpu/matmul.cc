@@ -70,6 +70,32 @@ struct Product {
   }
 };
 
+// oneDNN 2.6 multiplies bf16 on CPUs with AVX-512 only.
+bool HasBF16(const dnnl::engine& engine) {
+  using dnnl::memory;
+  const memory::desc desc({16, 16}, memory::data_type::bf16, memory::dims{16, 1});
+  const memory::desc out({16, 16}, memory::data_type::f32, memory::dims{16, 1});
+  try {
+    dnnl::matmul::primitive_desc(dnnl::matmul::desc(desc, desc, out), engine);
+    return true;
+  } catch (const dnnl::error&) {
+    return false;
+  }
+}
+
+// Rows of bf16, `stride` apart, as floats that lie together; and back.
+void Widen(const bf16_t* x, int64_t rows, int64_t cols, int64_t stride, std::vector<float>& out) {
+  out.resize(size_t(rows * cols));
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) out[size_t(r * cols + c)] = FromBF16(x[r * stride + c]);
+  }
+}
+void Narrow(const std::vector<float>& x, int64_t rows, int64_t cols, bf16_t* out, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) out[r * stride + c] = ToBF16(x[size_t(r * cols + c)]);
+  }
+}
+
 // oneDNN keeps generated code in a cache of the process and orders access to it in ways that TSan,
 // which does not see into the library, takes for races. Compiling is rare: one thread at a time
 // does.
@@ -86,6 +112,8 @@ struct Matmul::Impl {
   std::list<Product> products;  // most recently used first
   std::unordered_map<MatmulShape, std::list<Product>::iterator, HashShape> index;
   std::vector<std::byte> scratch;
+  const bool has_bf16 = HasBF16(engine);
+  std::vector<float> a32, b32, c32;  // for CPUs without
 
   Product& Find(const MatmulShape& shape) {
     if (!products.empty() && products.front().shape == shape) return products.front();
@@ -122,6 +150,10 @@ void Matmul::Run(const MatmulShape& shape, const void* a, const void* b, void* c
                  const float* bias) {
   Check(shape.m > 0 && shape.n > 0 && shape.k > 0, "a matrix product has no empty side");
   Check(!shape.accumulate || (shape.out == DType::kF32 && !shape.bias), "bad matmul flags");
+  if (shape.in == DType::kBF16 && !impl_->has_bf16) {
+    RunWidened(shape, a, b, c, bias);
+    return;
+  }
   Product& product = impl_->Find(shape);
   product.a.set_data_handle(const_cast<void*>(a));
   product.b.set_data_handle(const_cast<void*>(b));
@@ -137,6 +169,25 @@ void Matmul::Run(const MatmulShape& shape, const void* a, const void* b, void* c
         .set_data_handle(reinterpret_cast<void*>((address + kAlign - 1) / kAlign * kAlign));
   }
   product.primitive.execute(impl_->stream, product.args);
+}
+
+void Matmul::RunWidened(const MatmulShape& shape, const void* a, const void* b, void* c,
+                        const float* bias) {
+  const int64_t b_rows = shape.b_transposed ? shape.n : shape.k;
+  const int64_t b_cols = shape.b_transposed ? shape.k : shape.n;
+  Widen(static_cast<const bf16_t*>(a), shape.m, shape.k, shape.lda, impl_->a32);
+  Widen(static_cast<const bf16_t*>(b), b_rows, b_cols, shape.ldb, impl_->b32);
+  MatmulShape wide = shape;
+  wide.in = wide.out = DType::kF32;
+  wide.lda = shape.k, wide.ldb = b_cols;
+  if (shape.out == DType::kF32) {
+    Run(wide, impl_->a32.data(), impl_->b32.data(), c, bias);
+    return;
+  }
+  wide.ldc = shape.n;
+  impl_->c32.resize(size_t(shape.m * shape.n));
+  Run(wide, impl_->a32.data(), impl_->b32.data(), impl_->c32.data(), bias);
+  Narrow(impl_->c32, shape.m, shape.n, static_cast<bf16_t*>(c), shape.ldc);
 }
 
 }  // namespace entropyserve

@@ -53,6 +53,11 @@ class Matmul {
 
  private:
   struct Impl;
+
+  // bf16 by way of f32 copies, where oneDNN has no bf16. Slow; `--dtype=auto` does not come here.
+  void RunWidened(const MatmulShape& shape, const void* a, const void* b, void* c,
+                  const float* bias);
+
   std::unique_ptr<Impl> impl_;
 };
 

@@ -62,6 +62,18 @@ ES_SIMD double SumExp(const float* x, int64_t n, float max) {
   return total;
 }
 
+// x = exp((x - max) / temperature), 0 where that underflows.
+ES_SIMD void ExpAll(float* x, int64_t n, float max, float temperature) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    simd::Store(x + i, simd::Exp((simd::Load(x + i) - max) / temperature));
+  }
+  if (i < n) {
+    const int rest = int(n - i);
+    simd::StorePart(x + i, simd::Exp((simd::LoadPart(x + i, rest) - max) / temperature), rest);
+  }
+}
+
 // The first k of the candidates, sorted.
 std::vector<Candidate> Top(const float* x, int64_t n, int64_t k) {
   k = std::min(k, n);
@@ -142,22 +154,38 @@ class Sampler {
   // Relative probabilities (the best has 1) of what top-k and min-p leave, and the draw.
   int32_t Draw(float max) {
     candidates_.clear();
-    for (int64_t i = 0; i < vocab_; ++i) {
-      if (logits_[size_t(i)] > -kInf) candidates_.push_back({int32_t(i), logits_[size_t(i)]});
+    if (row_.top_k > 0 && row_.top_k < vocab_) {
+      TakeTopK(max);
+    } else {
+      ExpAll(logits_.data(), vocab_, max, row_.temperature);
+      for (int64_t i = 0; i < vocab_; ++i) {
+        const float p = logits_[size_t(i)];
+        if (p > 0) candidates_.push_back({int32_t(i), p});
+      }
     }
-    const size_t k = size_t(std::max(row_.top_k, 0));
-    if (k > 0 && k < candidates_.size()) {
-      std::nth_element(candidates_.begin(), candidates_.begin() + ptrdiff_t(k), candidates_.end());
-      candidates_.resize(k);
-    }
-    for (Candidate& c : candidates_) c.value = std::exp((c.value - max) / row_.temperature);
     if (row_.min_p > 0) {
       std::erase_if(candidates_, [&](const Candidate& c) { return c.value < row_.min_p; });
     }
     if (row_.top_p < 1) CutToTopP();
+    return Pick();
+  }
+
+  void TakeTopK(float max) {
+    for (int64_t i = 0; i < vocab_; ++i) {
+      if (logits_[size_t(i)] > -kInf) candidates_.push_back({int32_t(i), logits_[size_t(i)]});
+    }
+    const size_t k = size_t(row_.top_k);
+    if (k < candidates_.size()) {
+      std::nth_element(candidates_.begin(), candidates_.begin() + ptrdiff_t(k), candidates_.end());
+      candidates_.resize(k);
+      SortById();
+    }
+    for (Candidate& c : candidates_) c.value = std::exp((c.value - max) / row_.temperature);
+  }
+
+  void SortById() {
     std::sort(candidates_.begin(), candidates_.end(),
               [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-    return Pick();
   }
 
   // The shortest list by probability whose mass reaches top_p of the whole; at least one.
@@ -175,6 +203,7 @@ class Sampler {
       mass += double(candidates_[kept++].value);
     }
     candidates_.resize(kept);
+    SortById();
   }
 
   double Mass() const {
@@ -182,7 +211,7 @@ class Sampler {
                            [](double sum, const Candidate& c) { return sum + double(c.value); });
   }
 
-  // By inversion, in the order of ids.
+  // By inversion, in the order of ids, which candidates_ always has.
   int32_t Pick() const {
     const double target = double(SampleNoise(row_.seed, row_.position)) * Mass();
     double mass = 0;
