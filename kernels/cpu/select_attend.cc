@@ -18,18 +18,18 @@ constexpr int32_t kPadTokens = 128;   // products are rounded up to this, so tha
 constexpr int32_t kMaxRows = 64;      // queries of one product
 constexpr int64_t kMaxBinMass = int64_t{4} << 20;  // floats: 16 MiB of bin masses at a time
 
-// Turns one row's scores x [n], n a multiple of kPadTokens, into e^(x - max). *max is the row's
-// maximum so far, and is raised. Returns the row's sum over the tile.
-ES_SIMD float Exponentials(float* x, int32_t n, float* max) {
+// Turns one row's scores x [n], n a multiple of kPadTokens, into e^(scale * (x - max)). *max is the
+// row's maximum so far, and is raised. Returns the row's sum over the tile.
+ES_SIMD float Exponentials(float* x, int32_t n, float scale, float* max) {
   simd::F32x16 highest = simd::Set(*max);
   for (int32_t i = 0; i < n; i += simd::kLanes) {
     highest = simd::Max(simd::Load(x + i), highest);
   }
   *max = simd::MaxOf(highest);
-  const simd::F32x16 shift = simd::Set(*max);
+  const simd::F32x16 shift = simd::Set(*max), factor = simd::Set(scale * simd::kLog2E);
   simd::F32x16 sum = simd::Set(0);
   for (int32_t i = 0; i < n; i += simd::kLanes) {
-    const simd::F32x16 e = simd::Exp(simd::Load(x + i) - shift);
+    const simd::F32x16 e = simd::Exp2((simd::Load(x + i) - shift) * factor);
     simd::Store(x + i, e);
     sum += e;
   }
@@ -49,6 +49,12 @@ ES_SIMD void SumBins(const float* x, int32_t bins, int32_t size, float* sums) {
     for (int32_t i = 0; i < size; ++i) sum += x[i];
     sums[j] = sum;
   }
+}
+
+ES_SIMD void Widen(const bf16_t* src, int64_t n, float* dst) {
+  int64_t i = 0;
+  for (; i + simd::kLanes <= n; i += simd::kLanes) simd::Store(dst + i, simd::Load(src + i));
+  for (; i < n; ++i) dst[i] = FromBF16(src[i]);
 }
 
 // A run of consecutive tokens, either all inside the bins or all outside.
@@ -84,6 +90,7 @@ struct RowChunk {
   bool want_mass = false, want_out = false;
 
   int32_t head_dim() const { return in.pool->head_dim; }
+  float scale() const { return 1.0f / std::sqrt(float(head_dim())); }
   float* bin_mass(int32_t row) const { return scratch.bin_mass.data() + int64_t{row} * in.bins; }
 };
 
@@ -97,7 +104,8 @@ void SoftmaxTile(const RowChunk& chunk, const Tile& tile, int32_t t, int32_t pad
     std::fill(x + valid, x + padded, -std::numeric_limits<float>::infinity());
     const float old_max = s.row_max[r];
     float new_max = old_max;
-    const float sum = Exponentials(x, padded, &new_max), factor = std::exp(old_max - new_max);
+    const float sum = Exponentials(x, padded, chunk.scale(), &new_max);
+    const float factor = std::exp(chunk.scale() * (old_max - new_max));
     s.row_max[r] = new_max;
     s.row_sum[r] = s.row_sum[r] * factor + sum;
     s.row_covered[r] = s.row_covered[r] * factor + (tile.first_bin < 0 ? sum : 0.0f);
@@ -119,24 +127,30 @@ void AttendTile(const RowChunk& chunk, const Tile& tile, int32_t t, Matmul& matm
   const int32_t size = tile.end - tile.begin;
   const int32_t padded = CeilDiv(size, kPadTokens) * kPadTokens;
 
-  GatherTokens(in.head, *in.pool, /*values=*/false, tile.begin, tile.end, s.keys.data());
-  std::fill(s.keys.begin() + size * d, s.keys.begin() + padded * d, 0.0f);
-  matmul.Run({.m = chunk.rows,
-              .n = padded,
-              .k = d,
-              .lda = d,
-              .ldb = d,
-              .ldc = padded,
-              .b_transposed = true},
-             in.q + chunk.first * d, s.keys.data(), s.scores.data());
+  const size_t vector_bytes = d * SizeOf(in.pool->dtype);
+  std::byte* keys = s.keys.data();
+  ForRows(in.head, tile.begin, tile.end,
+          [&](int64_t row, int32_t n) { keys = CopyVectors(*in.pool, in.pool->k, row, n, keys); });
+  std::memset(keys, 0, (padded - size) * vector_bytes);
+  MatmulShape product{.m = chunk.rows, .n = padded, .k = d};
+  product.lda = product.ldb = d, product.ldc = padded;
+  product.in = in.pool->dtype;
+  product.b_transposed = true;
+  matmul.Run(product, static_cast<const std::byte*>(in.q) + chunk.first * vector_bytes,
+             s.keys.data(), s.scores.data());
   SoftmaxTile(chunk, tile, t, padded);
   if (!chunk.want_out) return;
 
-  GatherTokens(in.head, *in.pool, /*values=*/true, tile.begin, tile.end, s.values.data());
-  std::fill(s.values.begin() + size * d, s.values.begin() + padded * d, 0.0f);
-  matmul.Run(
-      {.m = chunk.rows, .n = d, .k = padded, .lda = padded, .ldb = d, .ldc = d, .accumulate = true},
-      s.scores.data(), s.values.data(), s.out.data());
+  float* values = s.values.data();
+  ForRows(in.head, tile.begin, tile.end, [&](int64_t row, int32_t n) {
+    LoadVectors(*in.pool, in.pool->v, row, n, values);
+    values += n * d;
+  });
+  std::fill(values, values + (padded - size) * d, 0.0f);
+  MatmulShape sum{.m = chunk.rows, .n = d, .k = padded};
+  sum.lda = padded, sum.ldb = sum.ldc = d;
+  sum.accumulate = true;
+  matmul.Run(sum, s.scores.data(), s.values.data(), s.out.data());
 }
 
 // Adds the chunk's share of the means, and writes its outputs.
@@ -155,7 +169,8 @@ void Finish(const RowChunk& chunk, const std::vector<Tile>& tiles, ExactResult* 
     for (size_t t = 0; t < tiles.size(); ++t) {
       const Tile& tile = tiles[t];
       if (tile.first_bin < 0) continue;
-      const float factor = std::exp(s.tile_max[t * chunk.rows + r] - s.row_max[r]) * share;
+      const float below = s.tile_max[t * chunk.rows + r] - s.row_max[r];
+      const float factor = std::exp(chunk.scale() * below) * share;
       const int32_t bins = (tile.end - tile.begin) / chunk.in.bin_size;
       const float* raw = chunk.bin_mass(r) + tile.first_bin;
       float* mass = result->mass + tile.first_bin;
@@ -172,22 +187,14 @@ void LoadVectors(const KvPool& pool, const void* half, int64_t row, int64_t n, f
     std::memcpy(dst, static_cast<const float*>(half) + offset, count * sizeof(float));
     return;
   }
-  const bf16_t* src = static_cast<const bf16_t*>(half) + offset;
-  for (int64_t i = 0; i < count; ++i) dst[i] = FromBF16(src[i]);
+  Widen(static_cast<const bf16_t*>(half) + offset, count, dst);
 }
 
-void GatherTokens(const HeadView& head, const KvPool& pool, bool values, int32_t begin, int32_t end,
-                  float* dst) {
-  const void* half = values ? pool.v : pool.k;
-  while (begin < end) {
-    const bool in_past = begin < head.past;
-    const int32_t in_run = in_past ? begin : begin - head.past;
-    const int32_t run_left = (in_past ? head.past : end) - begin;
-    const int32_t n = std::min({end - begin, run_left, kPageTokens - in_run % kPageTokens});
-    LoadVectors(pool, half, head.Row(begin), n, dst);
-    dst += int64_t{n} * pool.head_dim;
-    begin += n;
-  }
+std::byte* CopyVectors(const KvPool& pool, const void* half, int64_t row, int64_t n,
+                       std::byte* dst) {
+  const size_t vector_bytes = pool.head_dim * SizeOf(pool.dtype);
+  std::memcpy(dst, static_cast<const std::byte*>(half) + row * vector_bytes, n * vector_bytes);
+  return dst + n * vector_bytes;
 }
 
 void AttendExactly(const ExactQueries& in, Matmul& matmul, AttendScratch& s, ExactResult* result) {
@@ -201,7 +208,7 @@ void AttendExactly(const ExactQueries& in, Matmul& matmul, AttendScratch& s, Exa
     result->covered = 0;
     s.bin_mass.resize(int64_t{chunk_rows} * in.bins);
   }
-  s.keys.resize(tile_tokens * d);
+  s.keys.resize(tile_tokens * d * SizeOf(in.pool->dtype));
   s.values.resize(tile_tokens * d);
   s.scores.resize(int64_t{chunk_rows} * tile_tokens);
   for (int32_t first = 0; first < in.rows; first += chunk_rows) {

@@ -12,11 +12,10 @@ namespace {
 constexpr int32_t kTileBlocks = 512;  // bounds of one product
 constexpr int32_t kPadBlocks = 128;   // products are rounded up to this, so that few are compiled
 
-// Query vectors of one token, kv head's group only, as floats: dst [group, head_dim].
-void LoadQueries(const SegmentHead& item, int32_t row, float* dst) {
-  const SelectParams& op = *item.op;
-  const int32_t group = op.shape.group();
-  LoadVectors(op.pool, op.q, int64_t{row} * op.shape.heads + item.kv_head * group, group, dst);
+// Where the query vectors of one token begin, the kv head's group of them.
+int64_t QueryRow(const SegmentHead& item, int32_t row) {
+  const AttentionShape& shape = item.op->shape;
+  return int64_t{row} * shape.heads + item.kv_head * shape.group();
 }
 
 // Per query head of the group and channel, (max + min) / 2 over the segment's queries.
@@ -27,10 +26,13 @@ void QueryCenter(const SegmentHead& item, SelectScratch& s, float* center) {
   s.bounds_min.resize(n);
   s.dot_max.resize(n);
   float *high = s.bounds_max.data(), *low = s.bounds_min.data(), *q = s.dot_max.data();
-  LoadQueries(item, item.segment->row_begin, high);
+  const auto load = [&](int32_t row, float* dst) {
+    LoadVectors(item.op->pool, item.op->q, QueryRow(item, row), item.op->shape.group(), dst);
+  };
+  load(item.segment->row_begin, high);
   std::copy_n(high, n, low);
   for (int32_t i = 1; i < item.segment->rows; ++i) {
-    LoadQueries(item, item.segment->row_begin + i, q);
+    load(item.segment->row_begin + i, q);
     for (int64_t c = 0; c < n; ++c) {
       high[c] = q[c] > high[c] ? q[c] : high[c];
       low[c] = q[c] < low[c] ? q[c] : low[c];
@@ -85,15 +87,17 @@ void RunBox(const SegmentHead& item, Matmul& matmul, SelectScratch& s, Estimate*
   *probes_done = false;
   Check(item.head.bounds != nullptr, "the box estimator needs block bounds");
   const int32_t group = item.op->shape.group();
-  s.q.resize(int64_t{group} * item.op->shape.head_dim);
-  QueryCenter(item, s, s.q.data());
+  s.center.resize(int64_t{group} * item.op->shape.head_dim);
+  QueryCenter(item, s, s.center.data());
   const float factor = item.seq->policy.temperature / float(group);
   for (int32_t begin = 0; begin < item.visible; begin += kTileBlocks) {
     const int32_t end = std::min(item.visible, begin + kTileBlocks);
     const int32_t padded = CeilDiv(end - begin, kPadBlocks) * kPadBlocks;
     const KvPool& pool = item.op->pool;
-    BoundProducts(item, s.q.data(), pool.k, begin, end, padded, matmul, s.bounds_max, s.dot_max);
-    BoundProducts(item, s.q.data(), pool.v, begin, end, padded, matmul, s.bounds_min, s.dot_min);
+    BoundProducts(item, s.center.data(), pool.k, begin, end, padded, matmul, s.bounds_max,
+                  s.dot_max);
+    BoundProducts(item, s.center.data(), pool.v, begin, end, padded, matmul, s.bounds_min,
+                  s.dot_min);
     for (int32_t j = begin; j < end; ++j) {
       float sum = 0;
       for (int32_t h = 0; h < group; ++h) {
@@ -139,21 +143,21 @@ void RunProbes(const SegmentHead& item, int32_t stride, bool write_out, Matmul& 
   const SelectParams& op = *item.op;
   const int32_t group = op.shape.group(), d = op.shape.head_dim;
   const int32_t probes = CeilDiv(item.segment->rows, stride), rows = probes * group;
-  s.q.resize(int64_t{rows} * d);
+  s.queries.resize(size_t(rows) * d * SizeOf(op.pool.dtype));
   s.limits.resize(rows);
+  std::byte* end = s.queries.data();
   for (int32_t i = 0; i < probes; ++i) {
-    LoadQueries(item, item.segment->row_begin + i * stride, s.q.data() + int64_t{i} * group * d);
+    end = CopyVectors(op.pool, op.q, QueryRow(item, item.segment->row_begin + i * stride), group,
+                      end);
     const int32_t limit = item.head.past + item.begin() + i * stride + 1;
     std::fill_n(s.limits.begin() + i * group, group, limit);
   }
-  const float scale = 1.0f / std::sqrt(float(d));
-  for (float& x : s.q) x *= scale;
   s.out.resize(write_out ? int64_t{rows} * d : 0);
 
   const ExactQueries queries{.head = item.head,
                              .pool = &op.pool,
                              .rows = rows,
-                             .q = s.q.data(),
+                             .q = s.queries.data(),
                              .limits = s.limits.data(),
                              .bin_begin = item.head.past,
                              .bins = item.visible,
@@ -168,9 +172,8 @@ void RunProbes(const SegmentHead& item, int32_t stride, bool write_out, Matmul& 
   }
   if (!write_out) return;
   for (int32_t i = 0; i < probes; ++i) {
-    const int64_t row = item.segment->row_begin + i * stride;
     std::copy_n(s.out.data() + int64_t{i} * group * d, int64_t{group} * d,
-                op.probe_out + (row * op.shape.heads + item.kv_head * group) * d);
+                op.probe_out + QueryRow(item, item.segment->row_begin + i * stride) * d);
   }
 }
 

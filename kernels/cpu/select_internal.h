@@ -1,6 +1,8 @@
 // What the files of SelectBlocks and SelectTokens share, and a way for tests to look inside.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -22,7 +24,7 @@ struct ExactQueries {
   HeadView head;
   const KvPool* pool = nullptr;
   int32_t rows = 0;
-  const float* q = nullptr;         // [rows, head_dim], already times 1/sqrt(head_dim)
+  const void* q = nullptr;          // [rows, head_dim] of the pool's type
   const int32_t* limits = nullptr;  // [rows] a row sees tokens [0, limit); ascending, each >= 1
   int32_t bin_begin = 0;            // first token of bin 0
   int32_t bins = 0;
@@ -36,18 +38,35 @@ struct ExactResult {
 };
 
 struct AttendScratch {
-  std::vector<float> keys, values, scores, out, bin_mass, tile_max, row_max, row_sum, row_covered;
+  std::vector<std::byte> keys;  // of the pool's type
+  std::vector<float> values, scores, out, bin_mass, tile_max, row_max, row_sum, row_covered;
 };
 
-// fp32 throughout. Memory: about 16 MiB of scratch, or one row's bins where that is more.
+// Sums, softmax, values and outputs in fp32 (products of bf16 numbers are exact there). Memory:
+// about 16 MiB of scratch, or one row's bins where that is more.
 void AttendExactly(const ExactQueries& in, Matmul& matmul, AttendScratch& scratch,
                    ExactResult* result);
 
-// Copies tokens [begin, end) of one head into dst [end - begin, head_dim] as floats, K or V.
-void GatherTokens(const HeadView& head, const KvPool& pool, bool values, int32_t begin, int32_t end,
-                  float* dst);
-// The same for n vectors that lie in consecutive rows of one page half.
+// Calls copy(row, n) for each of the page rows [row, row + n) that hold tokens [begin, end) of one
+// head, in order.
+template <typename Copy>
+void ForRows(const HeadView& head, int32_t begin, int32_t end, Copy&& copy) {
+  while (begin < end) {
+    const bool in_past = begin < head.past;
+    const int32_t in_run = in_past ? begin : begin - head.past;
+    const int32_t run_end = in_past ? std::min(head.past, end) : end;
+    const int32_t n = std::min(run_end - begin, kPageTokens - in_run % kPageTokens);
+    copy(head.Row(begin), n);
+    begin += n;
+  }
+}
+
+// Copies n vectors, in consecutive rows of one half of the pool (or of any array of its type), as
+// floats.
 void LoadVectors(const KvPool& pool, const void* half, int64_t row, int64_t n, float* dst);
+// The same as they are. Returns the end of what was written.
+std::byte* CopyVectors(const KvPool& pool, const void* half, int64_t row, int64_t n,
+                       std::byte* dst);
 
 // ---- Estimators: what a segment would look at
 // ----------------------------------------------------
@@ -73,7 +92,8 @@ struct Estimate {
 
 struct SelectScratch {
   AttendScratch attend;
-  std::vector<float> q, bounds_max, bounds_min, dot_max, dot_min, out;
+  std::vector<std::byte> queries;  // of the pool's type
+  std::vector<float> center, bounds_max, bounds_min, dot_max, dot_min, out;
   std::vector<int32_t> limits, order;
 };
 

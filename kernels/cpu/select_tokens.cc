@@ -49,25 +49,22 @@ constexpr void (*kPoolings[])(const std::vector<float>&, int32_t, std::vector<fl
     MaxPool,
 };
 
-// The window's queries that count, scaled, oldest first: q [window_queries * group, head_dim], and
+// The window's queries that count, oldest first: queries [window_queries * group, head_dim], and
 // what each may see.
 void LoadWindow(const SelectTokensParams& p, const HeadScores& h, SelectScratch& s) {
-  const int32_t group = p.shape.group(), d = p.shape.head_dim, n = p.window_queries;
-  s.q.resize(int64_t{n} * group * d);
+  const int32_t group = p.shape.group(), n = p.window_queries;
+  s.queries.resize(size_t(n) * group * p.shape.head_dim * SizeOf(p.pool.dtype));
+  std::byte* end = s.queries.data();
   s.limits.resize(n * group);
   const int32_t next = p.seq->position;
   for (int32_t i = 0; i < n; ++i) {
     const int32_t slot = (next - n + i) % p.seq->window;
     for (int32_t g = 0; g < group; ++g) {
-      const int32_t row = i * group + g;
       const WindowSlot at = WindowRow(h.head.window_pages, slot * group + g);
-      LoadVectors(p.pool, at.k_half ? p.pool.k : p.pool.v, at.row, 1,
-                  s.q.data() + int64_t{row} * d);
-      s.limits[row] = h.length - n + i + 1;
+      end = CopyVectors(p.pool, at.k_half ? p.pool.k : p.pool.v, at.row, 1, end);
+      s.limits[i * group + g] = h.length - n + i + 1;
     }
   }
-  const float scale = 1.0f / std::sqrt(float(d));
-  for (float& x : s.q) x *= scale;
 }
 
 // Attention mass of the window's queries on every earlier token, mean over queries and the group's
@@ -81,7 +78,7 @@ void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
     const ExactQueries queries{.head = h->head,
                                .pool = &p.pool,
                                .rows = p.window_queries * p.shape.group(),
-                               .q = s.q.data(),
+                               .q = s.queries.data(),
                                .limits = s.limits.data(),
                                .bin_begin = 0,
                                .bins = h->earlier};
