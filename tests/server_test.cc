@@ -322,29 +322,31 @@ TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
 // --- Slow readers ---
 
 TEST_F(StreamTest, SlowReaderPausesItselfOnly) {
-  // Enough to fill every buffer between the engine and a reader that does not read.
-  engine_->SetScript({.tokens = 4000, .text_bytes = 4096});
+  // 400 MB: the transport takes some megabytes ahead of a reader that does not read, never that
+  // much.
+  constexpr int kTokens = 100'000, kTextBytes = 4096;
+  engine_->SetScript({.tokens = kTokens, .text_bytes = kTextBytes});
   const auto slow_stub = NewStub();
   grpc::ClientContext context;
   const auto slow = slow_stub->Generate(&context, TextRequest());
   FakeEngine::WaitFor([this] { return engine_->IsPaused(1); });
-  const int64_t sent = engine_->TokensSent(1);
-  EXPECT_LT(sent, 4000);
 
   engine_->SetScript({.tokens = 50});
   const Result other = Generate(TextRequest());
   ASSERT_TRUE(other.status.ok());
   EXPECT_EQ(other.events.back().finished().receipt().generated_tokens(), 50);
   EXPECT_FALSE(engine_->IsPaused(2));
-  EXPECT_TRUE(engine_->IsPaused(1));
-  EXPECT_EQ(engine_->TokensSent(1), sent);
+  FakeEngine::WaitFor([this] { return engine_->IsPaused(1); });
+  const int64_t sent = engine_->TokensSent(1);
+  EXPECT_LT(sent, kTokens / 2);
 
-  // Once it reads, everything arrives.
+  // Once it reads, the sequence goes on.
   Event event;
-  size_t bytes = 0;
-  while (slow->Read(&event)) bytes += event.tokens().text().size();
-  EXPECT_TRUE(slow->Finish().ok());
-  EXPECT_EQ(bytes, size_t{4000} * 4096);
+  int64_t received = 0;
+  while (received <= sent + 100 && slow->Read(&event)) received += event.tokens().ids_size();
+  EXPECT_GT(received, sent + 100);
+  context.TryCancel();
+  EXPECT_EQ(slow->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
 TEST_F(StreamTest, ReaderThatNeverReadsCanBeCancelled) {
