@@ -146,6 +146,9 @@ void EngineImpl::AfterPrefill(Sequence* s) {
     int64_t rigid = 0, all = 0;
     const std::vector<HeadState> states = s->cache->ReadStates();
     for (size_t i = size_t(p.first_sparse_layer) * shape.kv_heads; i < states.size(); ++i) {
+      // The first entropy is that of the second segment: a shorter prompt judges nobody.
+      constexpr int32_t kFewestSegments = 2;
+      if (states[i].segments < kFewestSegments) continue;
       ++all;
       rigid += states[i].not_rigid == 0;
     }
