@@ -10,6 +10,7 @@ namespace entropyserve {
 namespace {
 
 constexpr float kRounding = 2e-5f;  // fp32; outputs are of size 1
+constexpr float kRoundingBF16 = 2e-2f;
 
 class PrefillPolicyTest : public testing::Test {
  protected:
@@ -27,10 +28,11 @@ class PrefillPolicyTest : public testing::Test {
     int32_t begin = 0;
     for (int32_t end : ends) {
       paged.Step(begin, end);
-      std::vector<float> out(int64_t{end - begin} * in.shape.heads * in.shape.head_dim);
+      const size_t n = size_t(end - begin) * in.shape.heads * in.shape.head_dim;
+      std::vector<uint8_t> out(n * SizeOf(in.dtype));
       backend_->SelectBlocks(paged.Select());
       backend_->PrefillAttention(paged.Attention(out.data()));
-      all.insert(all.end(), out.begin(), out.end());
+      for (size_t i = 0; i < n; ++i) all.push_back(paged.Stored(out.data(), 0, int32_t(i)));
       begin = end;
     }
     return all;
@@ -43,9 +45,9 @@ class PrefillPolicyTest : public testing::Test {
     return largest;
   }
 
-  LayerInputs Inputs(int32_t turn, std::vector<int32_t> past = {}) {
-    return RandomInputs(rng_, {.layers = 2, .heads = 6, .kv_heads = 2, .head_dim = 32}, DType::kF32,
-                        turn, past);
+  LayerInputs Inputs(int32_t turn, std::vector<int32_t> past = {}, DType dtype = DType::kF32) {
+    return RandomInputs(rng_, {.layers = 2, .heads = 6, .kv_heads = 2, .head_dim = 32}, dtype, turn,
+                        past);
   }
   // Sparse from the second segment on.
   static PrefillParams Policy() {
@@ -59,15 +61,19 @@ class PrefillPolicyTest : public testing::Test {
 };
 
 TEST_F(PrefillPolicyTest, CorrectionWithStrideOneEqualsFull) {
-  const LayerInputs in = Inputs(900, {70, 131});
-  PrefillParams policy = Policy();
-  const std::vector<float> sparse = Run(in, policy, {900});
-  policy.correction = 1;
-  const std::vector<float> corrected = Run(in, policy, {256, 900});
-  const std::vector<float> full = Run(in, {.full = true, .segment = 128}, {900});
-  EXPECT_LT(LargestDifference(corrected, full, 0, full.size()), kRounding);
-  EXPECT_GT(LargestDifference(sparse, full, 0, full.size()), 100 * kRounding)
-      << "the policy read everything: nothing was corrected";
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    SCOPED_TRACE(Name(dtype));
+    const float rounding = dtype == DType::kF32 ? kRounding : kRoundingBF16;
+    const LayerInputs in = Inputs(900, {70, 131}, dtype);
+    PrefillParams policy = Policy();
+    const std::vector<float> sparse = Run(in, policy, {900});
+    policy.correction = 1;
+    const std::vector<float> corrected = Run(in, policy, {256, 900});
+    const std::vector<float> full = Run(in, {.full = true, .segment = 128}, {900});
+    EXPECT_LT(LargestDifference(corrected, full, 0, full.size()), rounding);
+    EXPECT_GT(LargestDifference(sparse, full, 0, full.size()), 10 * rounding)
+        << "the policy read everything: nothing was corrected";
+  }
 }
 
 // o[i] += o*[m] - o[m], m the last probe at or before i.
