@@ -19,6 +19,7 @@
 #include "kernels/cuda/select_blocks.h"
 #include "kernels/cuda/select_tokens.h"
 #include "kernels/cuda/sm90/prefill_attention.h"
+#include "kernels/cuda/step_graphs.h"
 #include "kernels/kv_view.h"
 
 namespace entropyserve {
@@ -105,6 +106,9 @@ class CudaBackend final : public Backend {
   }
   void Compact(const CompactParams& p) override { LaunchCompact(p, stream_); }
   void Sample(const SampleParams& p) override;
+  void Replay(uint64_t key, const std::function<void()>& step) override {
+    graphs_.Run(key, step, stream_);
+  }
 
  private:
   // Results that Synchronize() hands over.
@@ -133,6 +137,7 @@ class CudaBackend final : public Backend {
   const cudaStream_t stream_;
   std::unique_ptr<DeviceMemory> memory_;
   LinearRunner linear_;
+  StepGraphs graphs_;
 
   Limits limits_;
   size_t reserved_ = 0;
@@ -155,7 +160,8 @@ size_t CudaBackend::Reserve(const Limits& limits) {
   const AttentionShape& shape = limits.shape;
   const int64_t segments = limits.max_rows / kMinSegment + limits.max_seqs;
   scratch_bytes_ = std::max({SelectScratchBytes(limits), SelectTokensScratchBytes(limits),
-                             sm90::PrefillAttentionScratchBytes(shape, limits.max_rows, segments)});
+                             sm90::PrefillAttentionScratchBytes(shape, limits.max_rows, segments),
+                             sm90::ProbeAttentionScratchBytes(shape, limits.max_rows)});
   scratch_ = Take(scratch_bytes_);
   decode_scratch_ = Take(DecodeScratchBytes(shape, limits.max_seqs));
   differences_ = static_cast<float*>(

@@ -25,9 +25,11 @@ class Runner {
  public:
   explicit Runner(Problem& problem)
       : problem_(problem),
-        scratch_(sm90::PrefillAttentionScratchBytes(problem.params().shape,
-                                                    problem.params().batch->rows,
-                                                    problem.params().batch->num_segments)) {}
+        scratch_(std::max(
+            sm90::PrefillAttentionScratchBytes(problem.params().shape, problem.params().batch->rows,
+                                               problem.params().batch->num_segments),
+            sm90::ProbeAttentionScratchBytes(problem.params().shape,
+                                             problem.params().batch->rows))) {}
   void Run() {
     Must(sm90::LaunchPrefillAttention(problem_.params(), scratch_.get(), scratch_.size(), nullptr));
   }
@@ -258,6 +260,25 @@ bool CheckShortTiles() {
   return Report("64 sequences of 256 tokens, S128 r128", CheckProblem(problem, 1 << 20));
 }
 
+// The end of a long turn after a long past: tiles whose keys are split.
+bool CheckSplitTiles() {
+  bool ok = true;
+  for (const int32_t head_dim : {64, 128}) {
+    for (const int32_t past : {0, 9000}) {
+      const AttentionShape shape = {.layers = 2, .heads = 14, .kv_heads = 2, .head_dim = head_dim};
+      Problem problem(shape,
+                      {{.correction = 32, .appended = 60 * 512, .rows = 1200, .max_past = past},
+                       {.correction = 64, .appended = 512, .rows = 9000, .max_past = past}},
+                      {.dense_share = 0.2}, 5);
+      ok &= Report(
+          "d " + std::to_string(head_dim) + " long turns, past up to " + std::to_string(past),
+          CheckProblem(problem, 20));
+      ok &= Report("  its probes", CheckProbes(problem, 64));
+    }
+  }
+  return ok;
+}
+
 bool CheckLongPrompts() {
   Problem dense = LlamaPrompt(32768, -1, 0);
   bool ok = Report("llama-3.1-8b 32768 dense", CheckProblem(dense, 12));
@@ -301,6 +322,13 @@ void Time(const std::vector<int32_t>& lengths, double ceiling) {
       DeviceArray<float> probe_out(int64_t{p.batch->rows} * p.shape.heads * p.shape.head_dim);
       report("probes of stride 32", problem.ProbePairs(),
              MedianMilliseconds([&] { runner.RunProbes(probe_out.get()); }));
+      constexpr int32_t kStep = 4096;  // tokens of a step that also decodes
+      Problem last({.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128},
+                   {{.correction = 32, .appended = tokens - kStep, .rows = kStep}},
+                   {.dense_share = 0, .tokens = row.budget, .dense_suffix = 256}, 1);
+      Runner last_runner(last);
+      report("  of the last 4096 tokens", last.ProbePairs(),
+             MedianMilliseconds([&] { last_runner.RunProbes(probe_out.get()); }));
     }
   }
 }
@@ -309,7 +337,9 @@ int Main(int argc, char** argv) {
   const Options options = ParseOptions(argc, argv);
   bool ok = true;
   if (options.small) ok &= CheckRandomShapes(6, true);
-  if (options.check) ok &= CheckRandomShapes(60, false) && CheckShortTiles() && CheckLongPrompts();
+  if (options.check)
+    ok &= CheckRandomShapes(60, false) && CheckShortTiles() && CheckSplitTiles() &&
+          CheckLongPrompts();
   if (ok && options.time) Time(options.lengths, options.ceiling);
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;

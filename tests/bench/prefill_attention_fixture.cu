@@ -184,6 +184,7 @@ void Problem::MakeSequences(const ListSpec& lists, std::mt19937& random) {
     seq.row_begin = batch_.rows;
     seq.rows = spec.rows;
     seq.appended = spec.appended;
+    seq.position = spec.max_past + spec.appended;
     seq.turn_total = spec.decode ? 0 : spec.appended + spec.rows;
     seq.policy.segment = spec.segment;
     seq.policy.block = spec.block;

@@ -60,6 +60,11 @@ __global__ void __launch_bounds__(1024, 1) BuildWorkKernel(const BuildWorkParams
 namespace {
 
 constexpr size_t kAlign = 256;
+// Tiles of probes have at most so many parts, none shorter than kMinPartSteps but the last; strides
+// below kMinPartStride make tiles enough without.
+constexpr int32_t kMaxParts = 8;
+constexpr int32_t kMinPartSteps = 128;  // 16384 keys
+constexpr int32_t kMinPartStride = 32;
 
 size_t AlignUp(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -134,12 +139,33 @@ bool HasOtherStrides(const Batch& batch) {
   return false;
 }
 
+size_t PartBytes(const AttentionShape& shape, int64_t tiles, int64_t parts) {
+  return size_t(tiles * shape.kv_heads * parts * kTileRows) * (shape.head_dim + 1) * sizeof(float);
+}
+
+// How the keys of a sequence's tiles are split. Depends on the length that the sequence has at the
+// end of its turn and on nothing else of the step, so that chunks do not change a result.
+void SplitKeys(const BatchSeq& seq, ProbeRun* run) {
+  const int64_t length = int64_t{seq.position} + seq.turn_total - seq.appended;
+  // No token is cached that has no position; past and turn may each end in part of a step.
+  const int32_t steps = int32_t(CeilDiv<int64_t>(length, kTileKeys)) + 1;
+  run->part_steps =
+      run->stride < kMinPartStride ? steps : std::max(kMinPartSteps, CeilDiv(steps, kMaxParts));
+  run->parts = CeilDiv(steps, run->part_steps);
+}
+
 }  // namespace
 
 size_t PrefillAttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t segments) {
   const int64_t tiles = (rows / kTileRows + segments) * shape.heads;
   return kAlign + AlignUp(segments * shape.kv_heads * sizeof(WorkItem)) +
          AlignUp(tiles * sizeof(WorkTile));
+}
+
+size_t ProbeAttentionScratchBytes(const AttentionShape& shape, int64_t rows) {
+  const int64_t per_tile = kTileRows / shape.group();
+  const int64_t tiles = CeilDiv(CeilDiv<int64_t>(rows, kMinPartStride), per_tile);
+  return kAlign + PartBytes(shape, tiles, kMaxParts);
 }
 
 cudaError_t LaunchPrefillAttention(const PrefillAttentionParams& p, void* scratch,
@@ -212,8 +238,16 @@ cudaError_t LaunchProbeAttention(const SelectParams& p, void* scratch, size_t sc
     }
     if (run.tokens == 0) continue;
     run.tiles = CeilDiv(CeilDiv(run.tokens, run.stride), run.per_tile);
+    SplitKeys(seq, &run);
+    if (run.parts > 1) {
+      if (scratch_bytes < kAlign + PartBytes(p.shape, run.tiles, run.parts))
+        return cudaErrorInvalidValue;
+      run.part_out = reinterpret_cast<float*>(static_cast<uint8_t*>(scratch) + kAlign);
+      run.part_sums = run.part_out +
+                      int64_t{run.tiles} * run.kv_heads * run.parts * kTileRows * p.shape.head_dim;
+    }
     k.run = run;
-    k.work.total = run.tiles * run.kv_heads;
+    k.work.total = run.tiles * run.kv_heads * run.parts;
     if (!EncodeProbes(p, run, &k)) return cudaErrorInvalidValue;
     if (cudaError_t e = cudaMemsetAsync(k.work.claimed, 0, sizeof(int32_t), stream);
         e != cudaSuccess)

@@ -34,8 +34,8 @@ struct KeyMask {
   int32_t query[2];              // where the rows' queries stand among the segment's tokens
 
   __device__ KeyMask(const TileTask& t, int32_t first, int32_t second)
-      : past_last(t.past_steps - 1),
-        past_tail(t.past - past_last * kTileKeys),
+      : past_last(t.past_steps - 1 - t.first_step),
+        past_tail(t.past - (t.past_steps - 1) * kTileKeys),
         turn_last(past_last + t.turn_steps),
         turn_tail(t.turn_keys - (t.turn_steps - 1) * kTileKeys),
         causal_first(turn_last + 1 + t.row_offset / kTileKeys),
@@ -62,7 +62,9 @@ struct KeyMask {
   }
 };
 
-// Scores to weights in place; `decay` is what earlier sums and outputs shrink by.
+// Scores to weights in place; `decay` is what earlier sums and outputs shrink by. kEmptyRows: a row
+// may have seen no key yet.
+template <bool kEmptyRows>
 __device__ inline void SoftmaxStep(float (&s)[64], RowState& state, float (&decay)[2],
                                    float scale_log2) {
 #pragma unroll
@@ -73,9 +75,9 @@ __device__ inline void SoftmaxStep(float (&s)[64], RowState& state, float (&deca
     top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
     top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
     top = fmaxf(top, state.max[r]);
-    decay[r] = Exp2((state.max[r] - top) * scale_log2);
+    const float shift = kEmptyRows && top == -INFINITY ? 0 : top * scale_log2;
+    decay[r] = kEmptyRows && top == -INFINITY ? 1.0f : Exp2((state.max[r] - top) * scale_log2);
     state.max[r] = top;
-    const float shift = top * scale_log2;
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
@@ -212,20 +214,48 @@ __device__ void StoreRows(Smem<kD>& s, const AttentionKernelParams& p, const Til
   }
 }
 
-// Writes the probes' exact outputs.
+// Writes the probes' exact outputs, or those of a part.
 template <int kD>
 __device__ void StoreProbes(const AttentionKernelParams& p, const TileTask& t,
-                            const float (&o)[kD / 2], int32_t row) {
+                            const float (&o)[kD / 2], const RowState& state, int32_t row) {
   const int32_t group = p.work.group, column = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int32_t at = row + 8 * half;
     if (at >= t.rows) continue;
     const int64_t query = t.row + at / group * p.run.stride;
-    float* out = p.probe_out + (query * p.heads + t.head + at % group) * kD + column;
+    float* out = p.probe_out + (query * p.heads + t.head + at % group) * kD;
+    if (t.parts > 1) {
+      out = p.run.part_out + (t.part * kTileRows + at) * kD;
+      if (column == 0)
+        p.run.part_sums[t.part * kTileRows + at] =
+            state.max[half] * p.scale_log2 + log2f(state.sum[half]);
+    }
 #pragma unroll
     for (int j = 0; j < kD / 8; ++j)
-      *reinterpret_cast<float2*>(out + 8 * j) = {o[4 * j + 2 * half], o[4 * j + 2 * half + 1]};
+      *reinterpret_cast<float2*>(out + column + 8 * j) = {o[4 * j + 2 * half],
+                                                          o[4 * j + 2 * half + 1]};
+  }
+}
+
+// Adds up the parts of a tile, in their order. One CTA per (tile, kv head).
+template <int kD>
+__global__ void MergePartsKernel(const __grid_constant__ AttentionKernelParams p) {
+  const TileTask t = MakeProbeTask(p.run, blockIdx.x, 0, p.work.group);
+  if (t.parts == 1) return;
+  for (int32_t i = threadIdx.x; i < t.rows * kD; i += blockDim.x) {
+    const int32_t at = i / kD, column = i % kD;
+    const float* sums = p.run.part_sums + t.part * kTileRows + at;
+    const float* outs = p.run.part_out + (t.part * kTileRows + at) * kD + column;
+    float top = -INFINITY, sum = 0, out = 0;
+    for (int32_t part = 0; part < t.parts; ++part) top = fmaxf(top, sums[part * kTileRows]);
+    for (int32_t part = 0; part < t.parts; ++part) {
+      const float weight = Exp2(sums[part * kTileRows] - top);
+      sum += weight;
+      out += weight * outs[part * kTileRows * kD];
+    }
+    const int64_t query = t.row + at / p.work.group * p.run.stride;
+    p.probe_out[(query * p.heads + t.head + at % p.work.group) * kD + column] = out / sum;
   }
 }
 
@@ -274,7 +304,7 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     release(&s.k_empty[k_ring.stage]);
     k_ring.Next();
     mask.Apply(scores, 0);
-    SoftmaxStep(scores, state, decay, p.scale_log2);
+    SoftmaxStep<kProbes>(scores, state, decay, p.scale_log2);
     PackWeights(scores, weights);
     BarrierWait(&s.v_full[v_ring.stage], v_ring.phase);
 
@@ -291,7 +321,7 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
       release(&s.k_empty[k_ring.stage]);
       k_ring.Next();
       mask.Apply(scores, step);
-      SoftmaxStep(scores, state, decay, p.scale_log2);
+      SoftmaxStep<kProbes>(scores, state, decay, p.scale_log2);
       // V of this step, needed in the next turn, is awaited here because the loop of the wait keeps
       // ptxas from moving the softmax behind the end of the products that it is to overlap with.
       uint64_t* v_done = &s.v_empty[v_ring.stage];
@@ -319,10 +349,13 @@ __device__ void ComputeTiles(Smem<kD>& s, const AttentionKernelParams& p, int32_
     FenceRegisters(o);
     release(&s.v_empty[v_ring.stage]);
     v_ring.Next();
-    ScaleRows(o, 1.0f / state.sum[0], 1.0f / state.sum[1]);
     if constexpr (kProbes) {
-      StoreProbes<kD>(p, t, o, row);
+      // A part may hold no key that a row sees.
+      ScaleRows(o, state.sum[0] > 0 ? 1.0f / state.sum[0] : 0,
+                state.sum[1] > 0 ? 1.0f / state.sum[1] : 0);
+      StoreProbes<kD>(p, t, o, state, row);
     } else {
+      ScaleRows(o, 1.0f / state.sum[0], 1.0f / state.sum[1]);
       if (t.correction > 0) Correct<kD>(s, p, t, slot, o, row, warpgroup);
       StoreRows<kD>(s, p, t, slot, o, strip);
       FenceAsyncProxy();  // the next queries arrive where we staged
@@ -380,6 +413,9 @@ cudaError_t LaunchAttentionKernel(const AttentionKernelParams& p, int ctas, cuda
       e != cudaSuccess)
     return e;
   PrefillAttentionKernel<kD, kProbes><<<ctas, kThreads, kBytes, stream>>>(p);
+  if constexpr (kProbes) {
+    if (p.run.parts > 1) MergePartsKernel<kD><<<p.run.tiles * p.run.kv_heads, 512, 0, stream>>>(p);
+  }
   return cudaGetLastError();
 }
 

@@ -17,8 +17,9 @@ constexpr bool SupportsPrefillAttention(int capability, DType dtype, const Atten
          shape.group() <= 128;
 }
 
-// Device memory that a launch needs as scratch, for at most these rows and segments in a step.
+// Device memory that the launches need as scratch, for at most these rows and segments in a step.
 size_t PrefillAttentionScratchBytes(const AttentionShape& shape, int64_t rows, int64_t segments);
+size_t ProbeAttentionScratchBytes(const AttentionShape& shape, int64_t rows);
 
 // Attention of all segments of p.batch; p.lists.counts may be null (all segments dense).
 //

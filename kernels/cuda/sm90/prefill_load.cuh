@@ -40,6 +40,11 @@ struct ProbeRun {
   int32_t stride = 1;
   int32_t per_tile = 0;
   int32_t tiles = 0;  // per kv head
+  int32_t parts = 1;  // of the longest tile
+  int32_t part_steps = 0;
+  // Of tiles with several parts: normalised outputs and log2 of the softmax denominators.
+  float* part_out = nullptr;   // [tiles * kv_heads, parts, 128, head_dim]
+  float* part_sums = nullptr;  // [tiles * kv_heads, parts, 128]
 };
 
 struct AttentionKernelParams {
@@ -63,7 +68,8 @@ struct TileTask {
   const int32_t* pages;
   const int32_t* blocks;
   int32_t steps;       // of 128 keys in all; 0: no more work
-  int32_t past_steps;  // of them, over the past run
+  int32_t first_step;  // those before it belong to other parts of the tile
+  int32_t past_steps;  // of all parts' steps, over the past run
   int32_t turn_steps;  // then, over the turn's earlier tokens
   int32_t past;        // tokens
   int32_t turn_keys;   // tokens read of the turn before the segment
@@ -78,6 +84,8 @@ struct TileTask {
   int32_t rows;         // valid ones of the tile, <= 128
   int32_t head;         // query head; probes: first head of the group
   int32_t correction;   // stride; 0: none
+  int32_t parts;        // of the tile; probes only
+  int64_t part;         // index into ProbeRun::part_sums, in tiles
 };
 
 template <int kD>
@@ -110,7 +118,7 @@ struct Ring {
 // ---- the warp that claims tiles ----
 
 __device__ inline TileTask MakeTask(const WorkItem& item, int32_t sub, int32_t group) {
-  TileTask t;
+  TileTask t = {};
   const int32_t row_tiles = (item.rows + kTileRows - 1) / kTileRows;
   const int32_t row_tile = row_tiles - 1 - sub / group;
   t.pages = item.pages;
@@ -129,13 +137,16 @@ __device__ inline TileTask MakeTask(const WorkItem& item, int32_t sub, int32_t g
   t.row = item.row_begin + t.row_offset;
   t.rows = min(kTileRows, item.rows - t.row_offset);
   t.own_tail = t.rows;
+  t.first_step = 0;
   t.head = item.head + sub % group;
   t.correction = item.correction;
   return t;
 }
 
-__device__ inline TileTask MakeProbeTask(const ProbeRun& run, int32_t tile, int32_t kv_head,
+// `unit`: tile * kv_heads + kv head. A part that the tile does not have gets steps <= 0.
+__device__ inline TileTask MakeProbeTask(const ProbeRun& run, int32_t unit, int32_t part,
                                          int32_t group) {
+  const int32_t tile = unit / run.kv_heads, kv_head = unit % run.kv_heads;
   const int64_t head = int64_t{run.layer} * run.kv_heads + kv_head;
   const BatchSeq& seq = *run.seq;
   const HeadLength length = seq.lengths[head];
@@ -151,9 +162,14 @@ __device__ inline TileTask MakeProbeTask(const ProbeRun& run, int32_t tile, int3
   const int32_t first = tile * run.per_tile;
   const int32_t probes = min(run.per_tile, (run.tokens + run.stride - 1) / run.stride - first);
   const int32_t own_steps = (first + probes - 1) * run.stride / kTileKeys + 1;
-  t.steps = t.past_steps + t.turn_steps + own_steps;
+  const int32_t steps = t.past_steps + t.turn_steps + own_steps;
+  t.first_step = part * run.part_steps;
+  t.steps = min(steps - t.first_step, run.part_steps);
+  t.parts = (steps + run.part_steps - 1) / run.part_steps;
+  t.part = int64_t{unit} * run.parts + part;
   t.own_keys = run.tokens;
-  t.own_tail = min(kTileKeys, run.tokens - (own_steps - 1) * kTileKeys);
+  t.own_tail =
+      part == t.parts - 1 ? min(kTileKeys, run.tokens - (own_steps - 1) * kTileKeys) : kTileKeys;
   t.row_offset = first * run.stride;
   t.row = run.row_begin + t.row_offset;
   t.rows = probes * group;
@@ -161,43 +177,50 @@ __device__ inline TileTask MakeProbeTask(const ProbeRun& run, int32_t tile, int3
   return t;
 }
 
+// The task of a ticket. Prefill: the work list's order. Probes: part by part, so that the tiles
+// that share keys run together, and from the last tile to the first.
+template <bool kProbes>
+__device__ TileTask TaskOf(const AttentionKernelParams& p, int32_t ticket) {
+  if constexpr (kProbes) {
+    const int32_t units = p.run.tiles * p.run.kv_heads;
+    return MakeProbeTask(p.run, units - 1 - ticket % units, ticket / units, p.work.group);
+  } else {
+    const WorkTile tile = p.work.tiles[ticket];
+    return MakeTask(p.work.items[tile.item], tile.sub, p.work.group);
+  }
+}
+
 template <int kD, bool kProbes>
 __device__ void ClaimTiles(Smem<kD>& s, const AttentionKernelParams& p) {
   if (threadIdx.x % 32 != 0) return;
+  auto next = [&] { return int32_t(gridDim.x) + atomicAdd(p.work.claimed, 1); };
   for (int32_t i = 0;; ++i) {
     const int slot = i & 1;
     int32_t ticket = blockIdx.x;
     if (i > 0) {
       BarrierWait(&s.claim, (i - 1) & 1);
-      ticket = gridDim.x + atomicAdd(p.work.claimed, 1);
+      ticket = next();
     }
     BarrierWait(&s.q_empty[slot], ((i >> 1) & 1) ^ 1);
-    const bool any = ticket < p.work.total;
-    if (any) {
-      if constexpr (kProbes) {  // tickets go from the longest to the shortest by themselves
-        const int32_t kv_heads = p.run.kv_heads;
-        s.task[slot] = MakeProbeTask(p.run, p.run.tiles - 1 - ticket / kv_heads, ticket % kv_heads,
-                                     p.work.group);
-      } else {
-        const WorkTile tile = p.work.tiles[ticket];
-        const WorkItem item = p.work.items[tile.item];
-        s.task[slot] = MakeTask(item, tile.sub, p.work.group);
-      }
-    } else {
-      s.task[slot].steps = 0;
+    TileTask task = {};
+    for (; ticket < p.work.total; ticket = next()) {
+      task = TaskOf<kProbes>(p, ticket);
+      if (task.steps > 0) break;
     }
+    if (ticket >= p.work.total) task.steps = 0;
+    s.task[slot] = task;
     BarrierArrive(&s.task_full[slot]);
-    if (!any) return;
+    if (task.steps == 0) return;
   }
 }
 
 // ---- the warps that load ----
 
-// What lane `lane` copies in step `step`: the 8-token group it starts at, counted through the
-// head's page table; -1: nothing.
+// What lane `lane` copies in step `step` of this part: the 8-token group it starts at, counted
+// through the head's page table; -1: nothing.
 __device__ inline int32_t GroupInTable(const TileTask& t, int32_t step, int32_t lane) {
   if (step >= t.steps || lane >= kGroupsPerStep) return -1;
-  step -= t.past_steps;
+  step += t.first_step - t.past_steps;
   const bool in_past = step < 0;
   if (!in_past && step < t.turn_steps && t.block_shift >= 0) {
     const int32_t token = step * kTileKeys + lane * kGroupKeys;
