@@ -52,8 +52,9 @@ TestSequence::TestSequence(TestModel*, std::unique_ptr<SequenceCache> cache,
   Check(sequence_.cache->BeginTurn(sequence_.plan).ok(), "pages for the test");
 }
 
-std::vector<std::vector<float>> RunStep(
-    TestModel* model, const std::vector<std::pair<TestSequence*, int64_t>>& work) {
+std::vector<std::vector<float>> RunStep(TestModel* model,
+                                        const std::vector<std::pair<TestSequence*, int64_t>>& work,
+                                        int64_t last) {
   StepBatch step(model->backend.get());
   step.Clear();
   int64_t rows = 0;
@@ -64,18 +65,23 @@ std::vector<std::vector<float>> RunStep(
     rows += tokens;
   }
   Check(model->model->EnsureRows(rows).ok() && step.Upload(), "memory for the test");
-  std::vector<int32_t> all(rows);
-  for (int64_t i = 0; i < rows; ++i) all[i] = int32_t(i);
-  DeviceArray<int32_t> logit_rows(model->backend.get(), rows);
-  model->backend->CopyIn(logit_rows.data(), all.data(), rows * sizeof(int32_t));
+  std::vector<int32_t> wanted;
+  int64_t end = 0;
+  for (const auto& [test, tokens] : work) {
+    end += tokens;
+    for (int64_t i = std::min(last, tokens); i > 0; --i) wanted.push_back(int32_t(end - i));
+  }
+  const int64_t n = int64_t(wanted.size());
+  DeviceArray<int32_t> logit_rows(model->backend.get(), n + 1);
+  model->backend->CopyIn(logit_rows.data(), wanted.data(), n * sizeof(int32_t));
   const float* logits =
-      model->model->Forward(step.batch(), model->pool->kv(), logit_rows.data(), rows);
+      model->model->Forward(step.batch(), model->pool->kv(), logit_rows.data(), n);
   const int64_t vocab = model->model->config().vocab;
   std::vector<std::vector<float>> out;
   for (const auto& [test, tokens] : work) {
-    out.emplace_back(tokens * vocab);
+    out.emplace_back(std::min(last, tokens) * vocab);
     model->backend->CopyOut(out.back().data(), logits, out.back().size() * sizeof(float));
-    logits += tokens * vocab;
+    logits += std::min(last, tokens) * vocab;
     Sequence& s = test->sequence_;
     s.cache->Advance(tokens);
     if (s.prefilling()) s.prefilled += tokens;

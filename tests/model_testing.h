@@ -47,15 +47,16 @@ class TestSequence {
 
  private:
   friend std::vector<std::vector<float>> RunStep(
-      TestModel*, const std::vector<std::pair<TestSequence*, int64_t>>&);
+      TestModel*, const std::vector<std::pair<TestSequence*, int64_t>>&, int64_t);
   friend std::vector<float> Decode(TestModel*, TestSequence*, int32_t);
   Sequence sequence_;
 };
 
 // Runs `tokens` of each sequence's prefill (or, for a finished prefill, its next token) in one
-// batch. Returns logits [tokens, vocab] per sequence.
+// batch. Returns logits [min(last, tokens), vocab] of each sequence's last rows.
 std::vector<std::vector<float>> RunStep(TestModel* model,
-                                        const std::vector<std::pair<TestSequence*, int64_t>>& work);
+                                        const std::vector<std::pair<TestSequence*, int64_t>>& work,
+                                        int64_t last = int64_t{1} << 30);
 // Feeds `token` to a sequence whose prefill is done; logits [vocab].
 std::vector<float> Decode(TestModel* model, TestSequence* sequence, int32_t token);
 
