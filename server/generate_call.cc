@@ -40,7 +40,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       : core_(core), context_(context), outbox_(core->limits().outbox_bytes) {}
 
   void Start(const grpc::ByteBuffer& request) {
-    self_ = shared_from_this();
+    {
+      MutexLock lock(&mutex_);
+      self_ = shared_from_this();
+    }
     const absl::Status status = Admit(request);
     if (!status.ok()) End(status);
   }
