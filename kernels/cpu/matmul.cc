@@ -137,6 +137,7 @@ struct Matmul::Impl {
 
 Matmul::Matmul() {
   std::lock_guard lock(CompileMutex());
+  dnnl::set_primitive_cache_capacity(kMaxCached);
   impl_ = std::make_unique<Impl>();
 }
 Matmul::~Matmul() {

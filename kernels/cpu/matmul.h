@@ -35,11 +35,12 @@ struct MatmulShape {
   bool operator==(const MatmulShape&) const = default;
 };
 
-// Compiled products, at most kMaxCached shapes of them; the least recently used is dropped. Belongs
+// Compiled products, at most kMaxCached shapes of them (about 0.15 MB each); the least recently
+// used is dropped, and oneDNN's own cache, which belongs to the process, is bounded alike. Belongs
 // to one thread at a time: give each thread of a pool its own (oneDNN shares the generated code).
 class Matmul {
  public:
-  static constexpr int kMaxCached = 256;
+  static constexpr int kMaxCached = 128;
 
   Matmul();
   ~Matmul();
