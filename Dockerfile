@@ -32,8 +32,8 @@ FROM ${DEBIAN}
 COPY deploy/scripts/install_deps.sh /tmp/
 RUN /tmp/install_deps.sh runtime && rm -rf /var/lib/apt/lists/* /tmp/install_deps.sh
 COPY --from=build /out/ /usr/local/
-RUN ldconfig && useradd --system --uid 65532 --no-create-home entropyserve
-USER 65532
+RUN ldconfig && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin entropyserve
+USER 10001
 # gRPC and metrics; addresses come from ENTROPYSERVE_LISTEN and ENTROPYSERVE_METRICS_LISTEN.
 EXPOSE 50051 9464
 # SIGTERM drains.

@@ -8,11 +8,11 @@ cd "$(dirname "$0")/../.."
 preset=$1 dest=$2
 
 case $preset in
-  cpu) build=build ;;
-  cuda) build=build-cuda ;;
+  cpu) build=build cuda=OFF ;;
+  cuda) build=build-cuda cuda=ON ;;
   *) echo "stage_programs.sh: unknown preset \"$preset\"" >&2; exit 2 ;;
 esac
-cmake --preset "$preset" -DENTROPYSERVE_TESTS=OFF
+cmake --preset "$preset" -DENTROPYSERVE_TESTS=OFF -DENTROPYSERVE_CUDA=$cuda
 cmake --build "$build" --parallel "${JOBS:-$(nproc)}" --target entropyserve entropyserve-client
 
 mkdir -p "$dest/bin" "$dest/lib"
