@@ -9,6 +9,7 @@
 #include "kernels/cpu/select_internal.h"
 #include "kernels/cpu/workers.h"
 #include "tests/select_testing.h"
+#include "tests/select_twins.h"
 
 namespace entropyserve {
 namespace {
@@ -21,117 +22,6 @@ int Pick(std::mt19937& rng, int low, int high) {
 template <typename T>
 T OneOf(std::mt19937& rng, std::initializer_list<T> values) {
   return *(values.begin() + Pick(rng, 0, int(values.size()) - 1));
-}
-
-// ---- Twins
-// ---------------------------------------------------------------------------------------
-
-struct NaiveEstimate {
-  std::vector<double> score, p;  // [visible]
-  double covered = 0, entropy = 0;
-};
-
-double Dot(const float* a, const float* b, int32_t n) {
-  double sum = 0;
-  for (int32_t c = 0; c < n; ++c) sum += double(a[c]) * b[c];
-  return sum;
-}
-
-double NaiveEntropy(const std::vector<double>& p) {
-  double sum = 0, entropy = 0;
-  for (double x : p) sum += x;
-  for (double x : p) entropy -= x / sum * std::log(x / sum + 1e-9);
-  return p.empty() ? 0 : entropy;
-}
-
-NaiveEstimate NaiveBox(const LayerInputs& in, const PrefillParams& policy, int32_t s, int32_t kv) {
-  const int32_t d = in.shape.head_dim, group = in.shape.group();
-  const int32_t visible = s * policy.segment / policy.block;
-  const int32_t begin = s * policy.segment, end = std::min(in.turn, begin + policy.segment);
-  NaiveEstimate e;
-  e.score.assign(visible, 0);
-  for (int32_t h = kv * group; h < (kv + 1) * group; ++h) {
-    std::vector<double> center(d);
-    for (int32_t c = 0; c < d; ++c) {
-      double high = -1e30, low = 1e30;
-      for (int32_t t = begin; t < end; ++t) {
-        high = std::max<double>(high, in.Query(t, h)[c]);
-        low = std::min<double>(low, in.Query(t, h)[c]);
-      }
-      center[c] = (high + low) / 2;
-    }
-    for (int32_t j = 0; j < visible; ++j) {
-      double with_max = 0, with_min = 0;
-      for (int32_t c = 0; c < d; ++c) {
-        double high = -1e30, low = 1e30;
-        for (int32_t t = j * policy.block; t < (j + 1) * policy.block; ++t) {
-          high = std::max<double>(high, in.Key(kv, in.past[kv] + t)[c]);
-          low = std::min<double>(low, in.Key(kv, in.past[kv] + t)[c]);
-        }
-        with_max += center[c] * high;
-        with_min += center[c] * low;
-      }
-      e.score[j] += std::max(with_max, with_min) * policy.temperature / group;
-    }
-  }
-  double highest = -1e30, sum = 0;
-  for (double x : e.score) highest = std::max(highest, x);
-  for (double x : e.score) sum += std::exp(x - highest);
-  for (double x : e.score) e.p.push_back(std::exp(x - highest) / sum);
-  e.entropy = NaiveEntropy(e.p);
-  return e;
-}
-
-// Attention of one query over tokens [0, limit) of both runs: weights.
-std::vector<double> NaiveWeights(const LayerInputs& in, int32_t kv, const float* q, int32_t limit) {
-  std::vector<double> w(limit);
-  double highest = -1e30, sum = 0;
-  for (int32_t t = 0; t < limit; ++t) {
-    w[t] = Dot(q, in.Key(kv, t), in.shape.head_dim) / std::sqrt(double(in.shape.head_dim));
-    highest = std::max(highest, w[t]);
-  }
-  for (double& x : w) sum += x = std::exp(x - highest);
-  for (double& x : w) x /= sum;
-  return w;
-}
-
-NaiveEstimate NaiveProbe(const LayerInputs& in, const PrefillParams& policy, int32_t s,
-                         int32_t kv) {
-  const int32_t group = in.shape.group(), visible = s * policy.segment / policy.block;
-  const int32_t begin = s * policy.segment, end = std::min(in.turn, begin + policy.segment);
-  const int32_t past = in.past[kv];
-  NaiveEstimate e;
-  e.p.assign(visible, 0);
-  int rows = 0;
-  for (int32_t t = begin; t < end; t += policy.probe_stride) {
-    for (int32_t h = kv * group; h < (kv + 1) * group; ++h, ++rows) {
-      const auto w = NaiveWeights(in, kv, in.Query(t, h), past + t + 1);
-      for (int32_t key = 0; key <= past + t; ++key) {
-        const bool binned = key >= past && key < past + begin;
-        (binned ? e.p[(key - past) / policy.block] : e.covered) += w[key];
-      }
-    }
-  }
-  for (double& x : e.p) x /= rows;
-  e.covered /= rows;
-  e.score = e.p;
-  e.entropy = NaiveEntropy(e.p);
-  return e;
-}
-
-NaiveEstimate Naive(const LayerInputs& in, const PrefillParams& policy, int32_t s, int32_t kv) {
-  return policy.estimator == Estimator::kBox ? NaiveBox(in, policy, s, kv)
-                                             : NaiveProbe(in, policy, s, kv);
-}
-
-std::set<int32_t> NaiveForced(const PrefillParams& policy, int32_t s) {
-  std::set<int32_t> forced;
-  if (!policy.forced || s == 0) return forced;
-  forced.insert(0);
-  for (int32_t t = (s - 1) * policy.segment; t < s * policy.segment; t += policy.block) {
-    forced.insert(t / policy.block);
-  }
-  return forced;
 }
 
 // The list is ascending, holds the forced blocks, and no block outside of it scores higher than one
@@ -181,28 +71,7 @@ void ExpectCoverage(const PrefillParams& policy, const std::vector<int32_t>& lis
   }
 }
 
-// The rule in double, from the entropies that were found.
-struct NaiveState {
-  double entropy = 0, budget = 0;
-  bool rigid = true;
-};
-void NaiveAdvance(const PrefillParams& policy, int32_t s, double entropy, NaiveState* state) {
-  const double base = policy.base, last = state->entropy;
-  state->entropy = entropy;
-  if (s == 0) {
-    state->budget = base;
-    return;
-  }
-  if (entropy >= policy.e_t) state->rigid = false;
-  const double change =
-      s == 1 ? policy.delta : std::clamp((entropy - last) / (last + 1e-9), 0.0, 1.0 + policy.delta);
-  state->budget =
-      std::clamp(state->budget + policy.alpha * base * (change - policy.delta), base, 3 * base);
-  if (state->rigid) state->budget = base;
-}
-
-// ---- Running
-// ---------------------------------------------------------------------------------------
+// ---- Running ----
 
 struct Selection {
   std::vector<std::vector<ChosenBlocks>> lists;  // [segments of the turn][kv_heads]
@@ -275,8 +144,61 @@ Case RandomCase(std::mt19937& rng) {
   return c;
 }
 
-// ---- Tests
-// -----------------------------------------------------------------------------------------
+// ---- Tests ----
+
+// The length of a sparse segment's list, and what is in it.
+void ExpectList(const PrefillParams& policy, int32_t s, const std::vector<int32_t>& list,
+                float entropy_budget, const NaiveEstimate& e) {
+  const std::set<int32_t> forced = NaiveForced(policy, s);
+  ExpectBest(list, forced, e, policy.estimator == Estimator::kBox ? kScoreRounding : 1e-7);
+  const int32_t visible = s * policy.segment / policy.block;
+  switch (policy.budget) {
+    case BudgetRule::kEntropy:
+      EXPECT_EQ(int32_t(list.size()),
+                std::min(visible, int32_t(entropy_budget / float(policy.block))));
+      break;
+    case BudgetRule::kFixed:
+      EXPECT_EQ(int32_t(list.size()), std::min(visible, policy.base / policy.block));
+      break;
+    case BudgetRule::kCoverage:
+      if (policy.coverage >= 1) {
+        EXPECT_EQ(int32_t(list.size()), visible);
+      } else {
+        ExpectCoverage(policy, list, forced, e);
+      }
+  }
+}
+
+// One segment and kv head of a selection against the twins, whose state goes on to the next.
+void ExpectSegment(const Case& c, const PagedLayer& paged, const Selection& got, int32_t columns,
+                   int32_t s, int32_t kv, NaiveState* state) {
+  const PrefillParams& policy = c.policy;
+  const int32_t begin = s * policy.segment, end = std::min(c.in.turn, begin + policy.segment);
+  const bool full_segment = end - begin == policy.segment;
+  const bool dense = begin < policy.dense_prefix || end > c.in.turn - policy.dense_suffix;
+  const ChosenBlocks& chosen = got.lists[s][kv];
+  ASSERT_EQ(chosen.dense, dense);
+  const bool remembered = policy.budget == BudgetRule::kEntropy && full_segment;
+  const bool estimated = s > 0 && (!dense || remembered);
+  const size_t at = size_t(s) * c.shape.kv_heads + kv;
+  const int64_t trace = paged.TraceIndex(kv, s);
+  ASSERT_EQ(std::isnan(got.entropy[at]), !estimated);
+  NaiveEstimate e;
+  if (estimated) {
+    e = Naive(c.in, policy, s, kv);
+    for (size_t j = 0; j < e.p.size(); ++j) {
+      ASSERT_NEAR(got.p[at * columns + j], e.p[j], 1e-4) << "block " << j;
+    }
+    EXPECT_NEAR(got.entropy[at], e.entropy, 1e-3);
+    EXPECT_EQ(paged.trace_entropy[trace], got.entropy[at]);
+  }
+  if (full_segment) NaiveAdvance(policy, s, estimated ? got.entropy[at] : 0, state);
+  EXPECT_EQ(paged.trace_selected[trace], dense ? -1 : int32_t(chosen.blocks.size()));
+  if (policy.budget == BudgetRule::kEntropy) {
+    EXPECT_NEAR(paged.trace_budget[trace], state->budget, 0.02);
+  }
+  if (!dense) ExpectList(policy, s, chosen.blocks, paged.trace_budget[trace], e);
+}
 
 class SelectBlocksTest : public testing::Test {
  protected:
@@ -295,59 +217,19 @@ TEST_F(SelectBlocksTest, AgreesWithTheTwins) {
   for (int round = 0; round < 40; ++round) {
     SCOPED_TRACE(testing::Message() << "round " << round);
     const Case c = RandomCase(rng_);
-    const PrefillParams& policy = c.policy;
-    const int32_t columns = CeilDiv(c.in.turn, policy.block), kv_heads = c.shape.kv_heads;
-    PagedLayer paged(c.in, policy, 8, rng_());
+    const int32_t columns = CeilDiv(c.in.turn, c.policy.block);
+    PagedLayer paged(c.in, c.policy, 8, rng_());
     paged.Trace();
     const Selection got =
-        Select(workers_, paged, c.in, RandomCuts(rng_, c.in.turn, policy.segment), columns);
-    ASSERT_EQ(int32_t(got.lists.size()), CeilDiv(c.in.turn, policy.segment));
-    for (int32_t kv = 0; kv < kv_heads; ++kv) {
+        Select(workers_, paged, c.in, RandomCuts(rng_, c.in.turn, c.policy.segment), columns);
+    ASSERT_EQ(int32_t(got.lists.size()), CeilDiv(c.in.turn, c.policy.segment));
+    for (int32_t kv = 0; kv < c.shape.kv_heads; ++kv) {
       NaiveState state;
       for (int32_t s = 0; s < int32_t(got.lists.size()); ++s) {
         SCOPED_TRACE(testing::Message() << "segment " << s << " kv head " << kv);
-        const int32_t begin = s * policy.segment, end = std::min(c.in.turn, begin + policy.segment);
-        const bool full_segment = end - begin == policy.segment;
-        const bool dense = begin < policy.dense_prefix || end > c.in.turn - policy.dense_suffix;
-        const ChosenBlocks& chosen = got.lists[s][kv];
-        ASSERT_EQ(chosen.dense, dense);
-        const bool estimated =
-            s > 0 && (!dense || (policy.budget == BudgetRule::kEntropy && full_segment));
-        const size_t at = size_t(s) * kv_heads + kv;
-        ASSERT_EQ(std::isnan(got.entropy[at]), !estimated);
-        NaiveEstimate e;
-        if (estimated) {
-          e = Naive(c.in, policy, s, kv);
-          for (size_t j = 0; j < e.p.size(); ++j) {
-            ASSERT_NEAR(got.p[at * columns + j], e.p[j], 1e-4) << "block " << j;
-          }
-          EXPECT_NEAR(got.entropy[at], e.entropy, 1e-3);
-          EXPECT_EQ(paged.trace_entropy[paged.TraceIndex(kv, s)], got.entropy[at]);
-        }
-        if (full_segment) NaiveAdvance(policy, s, estimated ? got.entropy[at] : 0, &state);
-        EXPECT_EQ(paged.trace_selected[paged.TraceIndex(kv, s)],
-                  dense ? -1 : int32_t(chosen.blocks.size()));
-        if (policy.budget == BudgetRule::kEntropy) {
-          EXPECT_NEAR(paged.trace_budget[paged.TraceIndex(kv, s)], state.budget, 0.02);
-        }
-        if (dense) continue;
-        const std::set<int32_t> forced = NaiveForced(policy, s);
-        ExpectBest(chosen.blocks, forced, e,
-                   policy.estimator == Estimator::kBox ? kScoreRounding : 1e-7);
-        const float budget = policy.budget == BudgetRule::kEntropy
-                                 ? paged.trace_budget[paged.TraceIndex(kv, s)]
-                                 : float(policy.base);
-        if (policy.budget == BudgetRule::kCoverage && policy.coverage < 1) {
-          ExpectCoverage(policy, chosen.blocks, forced, e);
-        } else {
-          const int32_t visible = s * policy.segment / policy.block;
-          const int32_t limit = policy.budget == BudgetRule::kCoverage
-                                    ? visible
-                                    : int32_t(budget / float(policy.block));
-          EXPECT_EQ(int32_t(chosen.blocks.size()), std::min(visible, limit));
-        }
+        ExpectSegment(c, paged, got, columns, s, kv, &state);
       }
-      EXPECT_EQ(paged.state(kv).segments, c.in.turn / policy.segment);
+      EXPECT_EQ(paged.state(kv).segments, c.in.turn / c.policy.segment);
     }
   }
 }
@@ -531,84 +413,6 @@ TEST_F(SelectBlocksTest, FullPoliciesAndLayersBelowTheFirstSparseOneAreDense) {
     EXPECT_EQ(paged->counters.box_blocks, 0u);
     EXPECT_EQ(paged->state(0).segments, 0);
   }
-}
-
-// ---- The budget rule alone
-// --------------------------------------------------------------------------
-
-std::vector<float> Budgets(const PrefillParams& policy, const std::vector<float>& entropy) {
-  HeadState state;
-  std::vector<float> budgets;
-  for (int32_t s = 0; s < int32_t(entropy.size()); ++s) {
-    if (s > 0 && entropy[s] >= policy.e_t) state.not_rigid = 1;
-    state.budget =
-        cpu::Part(BudgetRule::kEntropy).tokens(policy, s, entropy[s], state, state.not_rigid != 0);
-    state.entropy = entropy[s];
-    budgets.push_back(state.budget);
-  }
-  return budgets;
-}
-
-TEST(EntropyBudget, FollowsTheFormula) {
-  const PrefillParams policy{.base = 1000, .e_t = 1e-3f, .delta = 0.4f, .alpha = 0.5f};
-  // D: -, delta, 1 (up 300), 1.4 at most (up 500), 0 at least (down 200), 0.5 (up 50).
-  const auto b = Budgets(policy, {0, 1, 2, 10, 1, 1.5f});
-  const float expected[] = {1000, 1000, 1300, 1800, 1600, 1650};
-  for (int i = 0; i < 6; ++i) EXPECT_NEAR(b[i], expected[i], 0.01) << i;
-}
-
-TEST(EntropyBudget, StaysBetweenBaseAndThreeTimesBase) {
-  const PrefillParams policy{.base = 1000, .alpha = 5.0f};
-  const auto b = Budgets(policy, {0, 1, 9, 99, 999, 9});
-  EXPECT_EQ(b[2], 3000);
-  EXPECT_EQ(b[4], 3000);
-  EXPECT_EQ(b[5], 1000);
-}
-
-TEST(EntropyBudget, ARigidHeadStaysAtBaseUntilItsFirstEntropyOverTheThreshold) {
-  const PrefillParams policy{.base = 1000, .e_t = 0.1f};
-  const auto b = Budgets(policy, {5, 0.01f, 0.05f, 0.09f, 0.2f, 0.2f, 0.05f});
-  EXPECT_EQ(b[2], 1000);  // five times the last entropy, but rigid
-  EXPECT_EQ(b[3], 1000);
-  EXPECT_GT(b[4], 1000);
-  EXPECT_LT(b[5], b[4]);  // and it does not come back
-}
-
-TEST(EntropyBudget, IsSafeWithNumbersThatAreNone) {
-  const float nan = std::numeric_limits<float>::quiet_NaN();
-  for (float b : Budgets({.base = 1000}, {0, 1, nan, nan, 1})) {
-    EXPECT_GE(b, 1000);
-    EXPECT_LE(b, 3000);
-  }
-}
-
-TEST(WholePromptBlocks, TakesTheMaximumOverHeadsAndJudgesRigidOnTheWholePrompt) {
-  const PrefillParams policy{.whole_prompt = true,
-                             .segment = 128,
-                             .block = 8,
-                             .base = 128,
-                             .e_t = 0.5f,
-                             .delta = 0.1f,
-                             .alpha = 1.0f};
-  // Head 0 is rigid. Head 1's last entropy alone ends it, and so its budgets from the start.
-  const std::vector<float> entropy = {4, .1f, .2f, .3f, .4f, 4, .1f, .2f, .3f, .6f};
-  std::vector<float> budgets(10);
-  const auto c = cpu::WholePromptBlocks(policy, 5 * 128, 2, entropy, budgets);
-  for (int s = 0; s < 5; ++s) EXPECT_EQ(budgets[s], 128) << s;
-  EXPECT_NEAR(budgets[7], 128 + 128 * 0.9, 0.01);    // D = 1
-  EXPECT_NEAR(budgets[8], 243.2 + 128 * 0.4, 0.01);  // D = 0.5
-  EXPECT_EQ(c, (std::vector<int32_t>{0, 16, 30, 36, 48}));
-}
-
-TEST(WholePromptBlocks, LeavesRoomForTheRaggedSegment) {
-  const PrefillParams policy{.whole_prompt = true, .segment = 128, .block = 8, .base = 1024};
-  std::vector<float> budgets(3);
-  // N = 32 blocks; of 25 ragged tokens 3 whole blocks and one more are left out.
-  EXPECT_EQ(cpu::WholePromptBlocks(policy, 256 + 25, 1, std::vector<float>{4, 1, 1}, budgets),
-            (std::vector<int32_t>{0, 16, 28}));
-  // One segment sees nothing, and has no blocks to choose from.
-  EXPECT_EQ(cpu::WholePromptBlocks(policy, 100, 1, std::vector<float>{0}, budgets),
-            (std::vector<int32_t>{0}));
 }
 
 }  // namespace
