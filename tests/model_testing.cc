@@ -5,13 +5,19 @@
 #include <cstdio>
 #include <utility>
 
+#include "engine/make_backend.h"
 #include "kernels/check.h"
 
 namespace entropyserve {
 
-TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows, int64_t pages) {
+TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows, int64_t pages,
+                        const std::string& backend) {
+  constexpr int kThreads = 2;
   TestModel t;
-  t.backend = MakeCpuBackend(2);
+  auto choice = MakeBackend(backend, kThreads);
+  if (!choice.ok()) std::fprintf(stderr, "%s\n", choice.status().ToString().c_str());
+  Check(choice.ok(), "test backend");
+  t.backend = std::move(choice->backend);
   auto checkpoint = Checkpoint::Open(path);
   if (!checkpoint.ok()) std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str());
   Check(checkpoint.ok(), "golden checkpoint");

@@ -28,9 +28,9 @@ struct TestModel {
   std::unique_ptr<PagePool> pool;
 };
 
-// `rows`: the largest step; every row of it may ask for logits.
+// `rows`: the largest step; every row of it may ask for logits. `backend`: as --backend.
 TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows = 256,
-                        int64_t pages = 4096);
+                        int64_t pages = 4096, const std::string& backend = "cpu");
 
 // One sequence on a TestModel. Several may share a step: see RunStep.
 class TestSequence {
