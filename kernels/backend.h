@@ -1,8 +1,8 @@
 // The operators a model step is made of, one interface for the CPU and for CUDA.
 //
-// Host code builds a Batch, then calls the operators of every layer in order; a backend may run them
-// later, in that order (CUDA: one stream). Nothing is read back before Synchronize(). All pointers are
-// in the backend's own memory unless a comment says "host".
+// Host code builds a Batch, then calls the operators of every layer in order; a backend may run
+// them later, in that order (CUDA: one stream). Nothing is read back before Synchronize(). All
+// pointers are in the backend's own memory unless a comment says "host".
 //
 // Letters in shapes: rows = tokens of the step (all sequences, concatenated), heads, kv_heads,
 // group = heads / kv_heads, head_dim, hidden, ffn, vocab, S = segment, B = block, W = window.
@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,10 +19,11 @@
 
 namespace entropyserve {
 
-// ---- The KV cache as kernels see it --------------------------------------------------------------
+// ---- The KV cache as kernels see it
+// --------------------------------------------------------------
 
-// One pool for all layers, heads and sequences. A page belongs to one kv head of one layer and has two
-// halves of kPageTokens rows: K rows and V rows. The same pages also hold
+// One pool for all layers, heads and sequences. A page belongs to one kv head of one layer and has
+// two halves of kPageTokens rows: K rows and V rows. The same pages also hold
 //   - block bounds: row j of a bounds page is the max (K half) and min (V half) of 1 block's keys;
 //   - window queries: vector i lies in page i / 128, K half when i % 128 < 64, row i % 64.
 struct KvPool {
@@ -52,21 +54,22 @@ struct HeadState {
 
 // Attention work done by a prefill, summed over layers and query heads.
 struct SeqCounters {
-  uint64_t pairs = 0;      // (query, key) pairs inside the mask; probes and correction included
-  uint64_t box_blocks = 0; // (segment, visible block) pairs that the box estimator scored
+  uint64_t pairs = 0;       // (query, key) pairs inside the mask; probes and correction included
+  uint64_t box_blocks = 0;  // (segment, visible block) pairs that the box estimator scored
 };
 
 // One sequence's part of a step. Plain data: copied to the device as it is.
 struct BatchSeq {
-  const int32_t* pages = nullptr;        // [layers, kv_heads, max_pages]
-  const int32_t* bounds = nullptr;       // [layers, kv_heads, max_bounds]; null: no bounds are kept
-  const int32_t* window_pages = nullptr; // [layers, kv_heads, max_window_pages]; null: no queries are kept
-  const HeadLength* lengths = nullptr;   // [layers, kv_heads]
-  HeadState* states = nullptr;           // [layers, kv_heads]; prefill only
-  SeqCounters* counters = nullptr;       // one; prefill only
-  float* trace_entropy = nullptr;        // [layers, kv_heads, trace_segments] or null
-  float* trace_budget = nullptr;         // the same, tokens
-  int32_t* trace_selected = nullptr;     // the same, blocks; -1: dense
+  const int32_t* pages = nullptr;   // [layers, kv_heads, max_pages]
+  const int32_t* bounds = nullptr;  // [layers, kv_heads, max_bounds]; null: no bounds are kept
+  const int32_t* window_pages =
+      nullptr;  // [layers, kv_heads, max_window_pages]; null: no queries are kept
+  const HeadLength* lengths = nullptr;  // [layers, kv_heads]
+  HeadState* states = nullptr;          // [layers, kv_heads]; prefill only
+  SeqCounters* counters = nullptr;      // one; prefill only
+  float* trace_entropy = nullptr;       // [layers, kv_heads, trace_segments] or null
+  float* trace_budget = nullptr;        // the same, tokens
+  int32_t* trace_selected = nullptr;    // the same, blocks; -1: dense
   int32_t trace_segments = 0;
   int32_t max_pages = 0, max_bounds = 0, max_window_pages = 0;
   int32_t window = 0;      // W: a ring of the last W queries, slot = position % W
@@ -94,9 +97,9 @@ struct Batch {
   int32_t num_segments = 0;
   int32_t num_decodes = 0;
   // Host copies, for launch shapes.
-  const BatchSeq* seqs = nullptr;           // host [num_seqs]
-  const BatchSegment* segments = nullptr;   // host [num_segments], ascending (seq, index)
-  const int32_t* decodes = nullptr;         // host [num_decodes] indices of decoding sequences
+  const BatchSeq* seqs = nullptr;          // host [num_seqs]
+  const BatchSegment* segments = nullptr;  // host [num_segments], ascending (seq, index)
+  const int32_t* decodes = nullptr;        // host [num_decodes] indices of decoding sequences
   // The same in the backend's memory (on the CPU: the same pointers).
   const BatchSeq* device_seqs = nullptr;
   const BatchSegment* device_segments = nullptr;
@@ -105,14 +108,15 @@ struct Batch {
   const int32_t* row_seq = nullptr;  // [rows] index into seqs
 };
 
-// ---- Operators' parameters -----------------------------------------------------------------------
+// ---- Operators' parameters
+// -----------------------------------------------------------------------
 
 // A weight matrix, row-major as in a checkpoint: out = x * w^T.
 struct Matrix {
   void* data = nullptr;  // [rows, cols]
   DType dtype = DType::kF32;
-  int64_t rows = 0;      // outputs
-  int64_t cols = 0;      // inputs
+  int64_t rows = 0;  // outputs
+  int64_t cols = 0;  // inputs
 };
 
 struct AttentionShape {
@@ -128,22 +132,22 @@ struct EmbedParams {
 };
 
 struct RmsNormParams {
-  const float* x = nullptr;           // [*, hidden] residual stream
-  const int32_t* row_index = nullptr; // [rows] rows of x to take; null: the first `rows`
-  const float* weight = nullptr;      // [hidden]
-  void* out = nullptr;                // [rows, hidden]
+  const float* x = nullptr;            // [*, hidden] residual stream
+  const int32_t* row_index = nullptr;  // [rows] rows of x to take; null: the first `rows`
+  const float* weight = nullptr;       // [hidden]
+  void* out = nullptr;                 // [rows, hidden]
   DType out_dtype = DType::kF32;
   int64_t rows = 0, hidden = 0;
   float eps = 1e-5f;
 };
 
 struct LinearParams {
-  const void* x = nullptr;      // [rows, w.cols], of w.dtype
+  const void* x = nullptr;  // [rows, w.cols], of w.dtype
   Matrix w;
   const float* bias = nullptr;  // [w.rows] or null
   void* out = nullptr;          // [rows, w.rows]
   DType out_dtype = DType::kF32;
-  bool accumulate = false;      // out += instead of out = (out_dtype kF32 only)
+  bool accumulate = false;  // out += instead of out = (out_dtype kF32 only)
   int64_t rows = 0;
 };
 
@@ -154,21 +158,23 @@ struct SwiGluParams {
   int64_t rows = 0, ffn = 0;
 };
 
-// q/k norm, RoPE, writes to the cache: K, V, positions, block bounds (bounds of blocks that this step
-// touches, over the keys cached so far; sequences with `bounds` only) and the window's queries.
+// q/k norm, RoPE, writes to the cache: K, V, positions, block bounds (bounds of blocks that this
+// step touches, over the keys cached so far; sequences with `bounds` only) and the window's
+// queries.
 struct QkvParams {
   const Batch* batch = nullptr;
   KvPool pool;
   AttentionShape shape;
   int32_t layer = 0;
-  const void* qkv = nullptr;        // [rows, heads + 2 * kv_heads, head_dim]: q, k, v
-  void* q = nullptr;                // [rows, heads, head_dim], after norm and RoPE
-  DType dtype = DType::kF32;        // of qkv, q and pool
-  const float* q_norm = nullptr;    // [head_dim] or null
-  const float* k_norm = nullptr;    // [head_dim] or null
+  const void* qkv = nullptr;      // [rows, heads + 2 * kv_heads, head_dim]: q, k, v
+  void* q = nullptr;              // [rows, heads, head_dim], after norm and RoPE
+  DType dtype = DType::kF32;      // of qkv, q and pool
+  const float* q_norm = nullptr;  // [head_dim] or null
+  const float* k_norm = nullptr;  // [head_dim] or null
   float norm_eps = 1e-6f;
-  const float* inv_freq = nullptr;  // [head_dim / 2], radians per position; half-split pairs (i, i + d/2)
-  float rope_scale = 1.0f;          // multiplies cos and sin (YaRN's attention factor)
+  const float* inv_freq =
+      nullptr;              // [head_dim / 2], radians per position; half-split pairs (i, i + d/2)
+  float rope_scale = 1.0f;  // multiplies cos and sin (YaRN's attention factor)
 };
 
 // Lists made by SelectBlocks, read by PrefillAttention.
@@ -195,10 +201,10 @@ struct PrefillAttentionParams {
   KvPool pool;
   AttentionShape shape;
   int32_t layer = 0;
-  const void* q = nullptr;     // [rows, heads, head_dim] of pool.dtype
+  const void* q = nullptr;  // [rows, heads, head_dim] of pool.dtype
   BlockLists lists;
   const float* probe_out = nullptr;  // see SelectParams; read where the policy's correction is on
-  void* out = nullptr;         // [rows, heads, head_dim] of pool.dtype; rows of segments only
+  void* out = nullptr;               // [rows, heads, head_dim] of pool.dtype; rows of segments only
 };
 
 struct DecodeAttentionParams {
@@ -218,7 +224,7 @@ struct SelectTokensParams {
   AttentionShape shape;
   int32_t layer = 0;
   KvParams kv;
-  int32_t budget = 0;        // tokens per kv head: kv.budget or the fraction, resolved
+  int32_t budget = 0;          // tokens per kv head: kv.budget or the fraction, resolved
   int32_t window_queries = 0;  // queries in the ring that count, the last ones, <= W
   int32_t* indices = nullptr;  // [kv_heads, capacity] kept tokens (past run first), ascending
   int32_t* counts = nullptr;   // [kv_heads]
@@ -244,11 +250,13 @@ struct SampleRow {
   int32_t top_k = 0;
   float repetition = 1, presence = 0, frequency = 0;
   uint64_t seed = 0;
-  int64_t position = 0;        // the new token's: noise is a function of (seed, position) only
-  int32_t forced = -1;         // >= 0: this token is taken
-  int32_t logprobs = -1;       // -1: none; 0..20: how many of the top
-  const uint32_t* history = nullptr;  // [vocab]: bit 31: in the session; low bits: count in this answer
-  const int32_t* banned = nullptr;    // [num_banned] ids that may not be taken (end ids before min_new_tokens)
+  int64_t position = 0;   // the new token's: noise is a function of (seed, position) only
+  int32_t forced = -1;    // >= 0: this token is taken
+  int32_t logprobs = -1;  // -1: none; 0..20: how many of the top
+  const uint32_t* history =
+      nullptr;  // [vocab]: bit 31: in the session; low bits: count in this answer
+  const int32_t* banned =
+      nullptr;  // [num_banned] ids that may not be taken (end ids before min_new_tokens)
   int32_t num_banned = 0;
 };
 
@@ -264,7 +272,7 @@ struct SampleResult {
 };
 
 struct SampleParams {
-  const float* logits = nullptr;    // [n, vocab] raw
+  const float* logits = nullptr;  // [n, vocab] raw
   int64_t vocab = 0;
   const SampleRow* rows = nullptr;  // host [n]; pointers inside are in the backend's memory
   int32_t n = 0;
@@ -280,7 +288,8 @@ constexpr float RandomUniform(uint64_t seed, uint64_t i, float range) {
   return (float(z >> 40) * 0x1p-23f - 1.0f) * range;
 }
 
-// ---- The interface -------------------------------------------------------------------------------
+// ---- The interface
+// -------------------------------------------------------------------------------
 
 // Not thread-safe: one thread at a time (the engine thread). Operators cannot fail on valid input;
 // a CUDA error ends the process (kernels/cuda/cuda_check.h).
@@ -288,21 +297,23 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string Description() const = 0;  // "CPU: 2 threads, avx512_bf16, amx", "CUDA: NVIDIA H100"
-  virtual DType AutoDType() const = 0;          // what --dtype=auto means here
+  virtual std::string Description()
+      const = 0;                        // "CPU: 2 threads, avx512_bf16, amx", "CUDA: NVIDIA H100"
+  virtual DType AutoDType() const = 0;  // what --dtype=auto means here
 
   // Memory. Alloc returns zeroed memory, or null when there is not enough.
   virtual void* Alloc(size_t bytes) = 0;
   virtual void Free(void* p) = 0;
   virtual size_t FreeMemory() const = 0;  // bytes that may still be allocated
-  virtual void CopyIn(void* dst, const void* host_src, size_t bytes) = 0;   // src may be reused on return
+  virtual void CopyIn(void* dst, const void* host_src,
+                      size_t bytes) = 0;  // src may be reused on return
   // `height` rows of `width` bytes each; pitches in bytes.
   virtual void CopyIn2D(void* dst, size_t dst_pitch, const void* host_src, size_t src_pitch,
                         size_t width, size_t height) = 0;
   virtual void CopyOut(void* host_dst, const void* src, size_t bytes) = 0;  // synchronizes
   virtual void Zero(void* p, size_t bytes) = 0;
-  // n elements drawn uniformly from [-range, range): element i is a hash of (seed, i), so every backend
-  // makes the same weights (RandomUniform below).
+  // n elements drawn uniformly from [-range, range): element i is a hash of (seed, i), so every
+  // backend makes the same weights (RandomUniform below).
   virtual void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) = 0;
   virtual void Synchronize() = 0;
 
@@ -328,6 +339,12 @@ class Backend {
   virtual void SelectTokens(const SelectTokensParams& p) = 0;
   virtual void Compact(const CompactParams& p) = 0;
   virtual void Sample(const SampleParams& p) = 0;
+
+  // Runs `step`, which calls Embed, RmsNorm, Linear, SwiGlu, QkvPost and DecodeAttention and
+  // nothing else of the backend. Calls with one key do the same work on the same buffers (only what
+  // is in them differs), so that a backend may record the work once and replay it: then `step` is
+  // not called.
+  virtual void Replay(uint64_t /*key*/, const std::function<void()>& step) { step(); }
 };
 
 // threads: 0 means one per core this process may use.

@@ -18,6 +18,18 @@ int64_t ListCapacity(int64_t max_context) {
 
 constexpr int64_t kSmallestSegment = 128;
 
+// FNV-1a over whole words.
+class StepKey {
+ public:
+  void Add(const void* p) { Add(reinterpret_cast<uint64_t>(p)); }
+  void Add(uint64_t x) { hash_ = (hash_ ^ x) * 0x100000001b3u; }
+  // The multiplication moves bits up only.
+  uint64_t hash() const { return hash_ ^ (hash_ >> 32); }
+
+ private:
+  uint64_t hash_ = 0xcbf29ce484222325u;
+};
+
 }  // namespace
 
 absl::Status Transformer::EnsureRows(int64_t rows) {
@@ -64,13 +76,51 @@ const float* Transformer::Forward(const Batch& batch, const KvPool& pool, const 
                                   int64_t num_logits) {
   Check(batch.rows <= rows_, "a step larger than its activations");
   Check(num_logits <= options_.max_seqs, "more logits than sequences");
+  if (batch.num_segments > 0) {
+    RunStep(batch, pool, logit_rows, num_logits);
+  } else {
+    // Decodes only: work of a few kernels a layer, where launching them one by one shows.
+    backend_->Replay(DecodeKey(batch, pool, logit_rows, num_logits),
+                     [&] { RunStep(batch, pool, logit_rows, num_logits); });
+  }
+  return num_logits > 0 ? logits_.data() : nullptr;
+}
+
+// Everything that the operators of a decode step take from the host.
+uint64_t Transformer::DecodeKey(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                                int64_t num_logits) const {
+  StepKey key;
+  for (int64_t n : {int64_t{batch.rows}, int64_t{batch.num_seqs}, int64_t{batch.num_decodes},
+                    num_logits, rows_}) {
+    key.Add(uint64_t(n));
+  }
+  for (const void* p :
+       {static_cast<const void*>(batch.device_seqs), static_cast<const void*>(batch.device_decodes),
+        static_cast<const void*>(batch.tokens), static_cast<const void*>(batch.row_seq),
+        static_cast<const void*>(logit_rows), static_cast<const void*>(pool.k),
+        static_cast<const void*>(pool.v), static_cast<const void*>(pool.positions),
+        static_cast<const void*>(x_.data()), static_cast<const void*>(normed_.data()),
+        static_cast<const void*>(qkv_.data()), static_cast<const void*>(q_.data()),
+        static_cast<const void*>(attention_.data()), static_cast<const void*>(gate_up_.data()),
+        static_cast<const void*>(mlp_.data()), static_cast<const void*>(logits_.data())}) {
+    key.Add(p);
+  }
+  // The bounds' kernel runs where a sequence still has them.
+  bool bounds = false;
+  for (int32_t i = 0; i < batch.num_seqs; ++i) bounds |= batch.seqs[i].bounds != nullptr;
+  key.Add(uint64_t{bounds});
+  return key.hash();
+}
+
+void Transformer::RunStep(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                          int64_t num_logits) {
   const ModelConfig& c = config_;
   backend_->Embed({batch.tokens, embedding_, x_.data(), batch.rows});
   for (int i = 0; i < c.layers; ++i) {
     Attention(layers_[i], i, batch, pool);
     Mlp(layers_[i], batch.rows);
   }
-  if (num_logits == 0) return nullptr;
+  if (num_logits == 0) return;
   backend_->RmsNorm({.x = x_.data(),
                      .row_index = logit_rows,
                      .weight = final_norm_,
@@ -80,7 +130,6 @@ const float* Transformer::Forward(const Batch& batch, const KvPool& pool, const 
                      .hidden = c.hidden,
                      .eps = c.norm_eps});
   backend_->Linear({.x = normed_.data(), .w = head_, .out = logits_.data(), .rows = num_logits});
-  return logits_.data();
 }
 
 void Transformer::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {

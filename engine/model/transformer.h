@@ -62,6 +62,10 @@ class Transformer final : public Model {
 
   Transformer(Backend* backend, const ModelOptions& options)
       : backend_(backend), options_(options) {}
+  void RunStep(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+               int64_t num_logits);
+  uint64_t DecodeKey(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                     int64_t num_logits) const;
   void Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool);
   void Mlp(const Layer& layer, int64_t rows);
   size_t Act() const { return SizeOf(options_.dtype); }

@@ -14,6 +14,28 @@ constexpr uint32_t kInSession = 1u << 31;  // of SampleRow::history
 constexpr float kFixedPoint =
     1099511627776.0f;  // 2^40: sums of 2^18 values up to 1 stay exact in 64 bits
 
+// Calls body(i, load(i)) for i < n, several loads in flight. All threads of the block.
+template <typename Load, typename Body>
+__device__ __forceinline__ void ForEach(int64_t n, Load load, Body body) {
+  constexpr int kBatch = 8;
+  for (int64_t base = threadIdx.x; base < n; base += kBatch * kThreads) {
+    float x[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      x[u] = base + u * kThreads < n ? load(base + u * kThreads) : 0.0f;
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (base + u * kThreads < n) body(base + u * kThreads, x[u]);
+    }
+  }
+}
+template <typename Body>
+__device__ __forceinline__ void ForEachOf(const float* x, int64_t n, Body body) {
+  ForEach(
+      n, [=](int64_t i) { return x[i]; }, body);
+}
+
 struct Shared {
   TopKShared topk;
   float reduce[33];
@@ -51,29 +73,33 @@ __device__ float Adjust(const SampleRow& row, const float* raw, int64_t vocab, f
                         Shared& shared) {
   const bool penalties =
       row.history && (row.repetition != 1 || row.presence != 0 || row.frequency != 0);
-  for (int64_t i = threadIdx.x; i < vocab; i += kThreads) {
+  const auto adjust = [=](int64_t i) {
     const uint32_t history = penalties ? row.history[i] : 0;
-    adjusted[i] = history != 0 ? Penalize(row, raw[i], history) : raw[i];
-  }
-  __syncthreads();
-  for (int32_t i = threadIdx.x; i < row.num_banned; i += kThreads)
-    adjusted[row.banned[i]] = -INFINITY;
-  __syncthreads();
+    return history != 0 ? Penalize(row, raw[i], history) : raw[i];
+  };
   float high = -INFINITY;
-  for (int64_t i = threadIdx.x; i < vocab; i += kThreads) high = fmaxf(high, adjusted[i]);
-  return BlockMax(high, shared.reduce);
+  ForEach(vocab, adjust, [&](int64_t i, float x) {
+    adjusted[i] = x;
+    high = fmaxf(high, x);
+  });
+  if (row.num_banned > 0) {
+    __syncthreads();
+    for (int32_t i = threadIdx.x; i < row.num_banned; i += kThreads)
+      adjusted[row.banned[i]] = -INFINITY;
+    __syncthreads();
+    high = -INFINITY;
+    ForEachOf(adjusted, vocab, [&](int64_t, float x) { high = fmaxf(high, x); });
+  }
+  return BlockMax(high, shared.reduce);  // a barrier: `adjusted` is complete
 }
 
 // The lowest id whose value is `value`.
 __device__ int32_t FirstEqual(const float* x, int64_t n, float value, Shared& shared) {
   if (threadIdx.x == 0) shared.token = INT32_MAX;
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-    if (x[i] == value) {
-      atomicMin(&shared.token, int32_t(i));
-      break;
-    }
-  }
+  ForEachOf(x, n, [&](int64_t i, float y) {
+    if (y == value) atomicMin(&shared.token, int32_t(i));
+  });
   __syncthreads();
   return shared.token;
 }
@@ -93,10 +119,9 @@ __device__ void DropOthers(Keys keys, const Threshold& best, int64_t n, float* x
   });
   __syncthreads();
   const int32_t last_tie = shared.token;  // ties after it have no place
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) {
-    const uint32_t key = keys(i);
+  ForEachKey(keys, n, [&](uint32_t key, int64_t i) {
     if (key < best.key || (key == best.key && i > last_tie)) x[i] = dropped;
-  }
+  });
   __syncthreads();
 }
 
@@ -107,16 +132,17 @@ __device__ void Weigh(const SampleRow& row, float high, int64_t vocab, float* x,
     const Threshold best = FindThreshold(keys, vocab, row.top_k, shared.topk);
     DropOthers(keys, best, vocab, x, -INFINITY, shared);
   }
-  for (int64_t i = threadIdx.x; i < vocab; i += kThreads) {
-    const float weight = expf((x[i] - high) / row.temperature);
-    x[i] = row.min_p > 0 && weight < row.min_p ? 0.0f : weight;
-  }
+  const float temperature = row.temperature, min_p = row.min_p;
+  ForEachOf(x, vocab, [&](int64_t i, float logit) {
+    const float weight = expf((logit - high) / temperature);
+    x[i] = min_p > 0 && weight < min_p ? 0.0f : weight;
+  });
   __syncthreads();
 }
 
 __device__ unsigned long long TotalMass(const float* weights, int64_t n, Shared& shared) {
   unsigned long long sum = 0;
-  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += Mass(weights[i]);
+  ForEachOf(weights, n, [&](int64_t, float weight) { sum += Mass(weight); });
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
   if (threadIdx.x % 32 == 0) shared.warp_mass[threadIdx.x / 32] = sum;
@@ -135,36 +161,52 @@ __device__ void CutToTopP(float top_p, int64_t vocab, float* weights, Shared& sh
   const unsigned long long total = TotalMass(weights, vocab, shared);
   const auto target = (unsigned long long)(double(top_p) * double(total));
   const auto keys = [&](int64_t i) { return __float_as_uint(weights[i]); };  // weights are >= 0
-  const auto masses = [&](int64_t i) { return Mass(weights[i]); };
+  // Weights below this floor do not make up the rest together: the list does not need them.
+  const unsigned long long floor = (total - target) / (unsigned long long)vocab;
+  const auto masses = [&](int64_t i) {
+    const unsigned long long mass = Mass(weights[i]);
+    return mass >= floor ? mass : 0;
+  };
   const Threshold best = FindMassThreshold(keys, masses, vocab, max(target, 1ull), shared.topk);
   DropOthers(keys, best, vocab, weights, 0.0f, shared);
 }
 
-// By inversion, in the order of ids: each warp sums a range of ids, then one warp walks its range.
+// By inversion, in the order of ids: the warps sum pieces of a range, the piece that holds the
+// drawn mass is the next range, until one warp can walk through it.
 __device__ int32_t Pick(const SampleRow& row, const float* weights, int64_t vocab, Shared& shared) {
   constexpr int kWarps = kThreads / 32;
+  constexpr int64_t kWalk = 128;  // ids
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t span = (vocab + kWarps * 32 - 1) / (kWarps * 32) * 32;
-  const int64_t begin = min(vocab, warp * span), end = min(vocab, begin + span);
-  unsigned long long sum = 0;
-  for (int64_t i = begin + lane; i < end; i += 32) sum += Mass(weights[i]);
+  int64_t low = 0, high = vocab;
+  unsigned long long before = 0, target = 0;
+  for (bool first = true; first || high - low > kWalk; first = false) {
+    const int64_t span = (high - low + kWarps * 32 - 1) / (kWarps * 32) * 32;
+    const int64_t begin = min(high, low + warp * span), end = min(high, begin + span);
+    unsigned long long sum = 0;
+#pragma unroll 8
+    for (int64_t i = begin + lane; i < end; i += 32) sum += Mass(weights[i]);
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-  if (lane == 0) shared.warp_mass[warp] = sum;
-  if (threadIdx.x == 0) shared.token = 0;
-  __syncthreads();
-  unsigned long long total = 0, before = 0;
-  for (int w = 0; w < kWarps; ++w) {
-    if (w == warp) before = total;
-    total += shared.warp_mass[w];
+    for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+    __syncthreads();
+    if (lane == 0) shared.warp_mass[warp] = sum;
+    __syncthreads();
+    if (first) {
+      unsigned long long total = 0;
+      for (int w = 0; w < kWarps; ++w) total += shared.warp_mass[w];
+      target = (unsigned long long)(double(SampleNoise(row.seed, row.position)) * double(total));
+    }
+    int piece = 0;
+    while (piece + 1 < kWarps && before + shared.warp_mass[piece] <= target) {
+      before += shared.warp_mass[piece++];
+    }
+    low = min(high, low + piece * span);
+    high = min(high, low + span);
   }
-  const auto target =
-      (unsigned long long)(double(SampleNoise(row.seed, row.position)) * double(total));
-  __syncthreads();
-  if (before <= target && target < before + sum) {
-    for (int64_t base = begin; base < end; base += 32) {
+  if (warp == 0) {
+    for (int64_t base = low; base < high; base += 32) {
       const int64_t i = base + lane;
-      unsigned long long mass = i < end ? Mass(weights[i]) : 0;
+      unsigned long long mass = i < high ? Mass(weights[i]) : 0;
+#pragma unroll
       for (int offset = 1; offset < 32; offset *= 2) {
         const unsigned long long other = __shfl_up_sync(~0u, mass, offset);
         if (lane >= offset) mass += other;
@@ -182,7 +224,10 @@ __device__ int32_t Pick(const SampleRow& row, const float* weights, int64_t voca
 }
 
 __device__ int32_t Choose(const SampleRow& row, const float* raw, int64_t vocab, float* adjusted,
-                          Shared& shared) {
+                          float raw_high, Shared& shared) {
+  if (row.temperature <= 0 && !row.history && row.num_banned == 0) {
+    return FirstEqual(raw, vocab, raw_high, shared);
+  }
   const float high = Adjust(row, raw, vocab, adjusted, shared);
   if (row.temperature <= 0 || high == -INFINITY) return FirstEqual(adjusted, vocab, high, shared);
   Weigh(row, high, vocab, adjusted, shared);
@@ -220,10 +265,10 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch p) {
   SampleResult* const result = p.results + blockIdx.x;
   float high = -INFINITY;
   bool broken = false;
-  for (int64_t i = threadIdx.x; i < p.vocab; i += kThreads) {
-    broken |= !(raw[i] <= FLT_MAX);  // NaN or +inf; -inf is allowed
-    high = fmaxf(high, raw[i]);
-  }
+  ForEachOf(raw, p.vocab, [&](int64_t, float x) {
+    broken |= !(x <= FLT_MAX);  // NaN or +inf; -inf is allowed
+    high = fmaxf(high, x);
+  });
   broken = __syncthreads_or(broken);
   high = BlockMax(high, shared.reduce);
   if (threadIdx.x == 0) {
@@ -234,12 +279,12 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch p) {
   if (broken || high == -INFINITY) return;
 
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < p.vocab; i += kThreads) sum += double(expf(raw[i] - high));
+  ForEachOf(raw, p.vocab, [&](int64_t, float x) { sum += double(expf(x - high)); });
   const double log_sum = log(BlockSumDouble(sum, shared)) + double(high);
   const int32_t token =
       row.forced >= 0
           ? row.forced
-          : Choose(row, raw, p.vocab, p.adjusted + int64_t{blockIdx.x} * p.vocab, shared);
+          : Choose(row, raw, p.vocab, p.adjusted + int64_t{blockIdx.x} * p.vocab, high, shared);
   if (threadIdx.x == 0) {
     result->token = token;
     result->logprob = float(double(raw[token]) - log_sum);

@@ -15,13 +15,47 @@ __device__ __forceinline__ uint32_t OrderedKey(float x) {
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
+inline constexpr uint32_t kEverything = ~0u;
+
 struct TopKShared {
   uint32_t counts[256];
   unsigned long long masses[256];
   uint32_t warp_sums[33];
-  uint32_t prefix, above, bin;
+  uint32_t prefix, above, bin;  // of a digit's round
   unsigned long long mass_above;
 };
+
+// Calls each(key, i) for keys(i), i < n, several loads in flight. All threads of the block.
+template <typename Keys, typename Each>
+__device__ __forceinline__ void ForEachKey(Keys keys, int64_t n, Each each) {
+  constexpr int kBatch = 8;
+  for (int64_t base = threadIdx.x; base < n; base += int64_t{kBatch} * blockDim.x) {
+    uint32_t key[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t i = base + int64_t{u} * blockDim.x;
+      key[u] = i < n ? keys(i) : 0;
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t i = base + int64_t{u} * blockDim.x;
+      if (i < n) each(key[u], i);
+    }
+  }
+}
+
+// Adds 1 to counts[bin]; lanes with one bin add together. Leading digits take few values: without
+// this, a warp's additions would queue for one address.
+__device__ __forceinline__ void CountTogether(uint32_t* counts, uint32_t bin) {
+  const int lane = threadIdx.x % 32;
+  for (unsigned todo = __activemask(); todo;) {
+    const uint32_t first = __shfl_sync(todo, bin, __ffs(todo) - 1);
+    const unsigned same = __ballot_sync(todo, bin == first);
+    if (lane == __ffs(todo) - 1) atomicAdd(&counts[first], uint32_t(__popc(same)));
+    if (bin == first) return;
+    todo &= ~same;
+  }
+}
 
 // Elements with key > key are in; of those with key == key, the first `ties`.
 struct Threshold {
@@ -37,11 +71,12 @@ __device__ Threshold FindThreshold(Keys keys, int64_t n, int32_t k, TopKShared& 
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = threadIdx.x; i < 256; i += blockDim.x) shared.counts[i] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      const uint32_t key = keys(i);
-      if (shift == 24 || key >> (shift + 8) == prefix) {
-        atomicAdd(&shared.counts[key >> shift & 255], 1u);
-      }
+    if (shift == 24) {
+      ForEachKey(keys, n, [&](uint32_t key, int64_t) { CountTogether(shared.counts, key >> 24); });
+    } else {
+      ForEachKey(keys, n, [&](uint32_t key, int64_t) {
+        if (key >> (shift + 8) == prefix) atomicAdd(&shared.counts[key >> shift & 255], 1u);
+      });
     }
     __syncthreads();
     if (threadIdx.x < 32) {  // lane l looks at bins 255 - 8l down to 248 - 8l
@@ -70,43 +105,38 @@ __device__ Threshold FindThreshold(Keys keys, int64_t n, int32_t k, TopKShared& 
 }
 
 // The shortest list of best keys whose mass reaches `target`: its threshold, ties = how many of the
-// elements at the threshold. mass(i): fixed point, so that sums are exact. Everything when the
-// whole mass is less than target.
+// elements at the threshold. masses(i): fixed point, so that sums are exact; elements without mass
+// are passed over. Every element when the whole mass is less than target.
 template <typename Keys, typename Masses>
 __device__ Threshold FindMassThreshold(Keys keys, Masses masses, int64_t n,
                                        unsigned long long target, TopKShared& shared) {
-  uint32_t prefix = 0;
-  unsigned long long left = target;
-  uint32_t tied = 0, all_above = 0;
-  unsigned long long tied_mass = 0;
+  uint32_t prefix = 0, tied = 0, all_above = 0;
+  unsigned long long left = target, tied_mass = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = threadIdx.x; i < 256; i += blockDim.x) shared.counts[i] = 0, shared.masses[i] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      const uint32_t key = keys(i);
-      if (shift == 24 || key >> (shift + 8) == prefix) {
-        atomicAdd(&shared.counts[key >> shift & 255], 1u);
-        atomicAdd(&shared.masses[key >> shift & 255], masses(i));
-      }
-    }
+    ForEachKey(keys, n, [&](uint32_t key, int64_t i) {
+      if (shift != 24 && key >> (shift + 8) != prefix) return;
+      const unsigned long long mass = masses(i);
+      if (mass == 0) return;
+      atomicAdd(&shared.counts[key >> shift & 255], 1u);
+      atomicAdd(&shared.masses[key >> shift & 255], mass);
+    });
     __syncthreads();
     if (threadIdx.x == 0) {
-      int b = 255, last = -1;
-      unsigned long long above = 0, above_last = 0;
-      uint32_t counted = 0, counted_last = 0;
-      for (; b >= 0; --b) {
-        if (shared.counts[b] == 0) continue;
-        last = b, above_last = above, counted_last = counted;
-        if (above + shared.masses[b] >= left) break;
+      int b = 255;
+      unsigned long long above = 0;
+      uint32_t counted = 0;
+      for (; b >= 0 && above + shared.masses[b] < left; --b) {
         above += shared.masses[b], counted += shared.counts[b];
       }
-      shared.prefix = prefix << 8 | uint32_t(last < 0 ? 0 : last);
-      shared.mass_above = above_last;
-      shared.bin = uint32_t(last < 0 ? 0 : last);
-      shared.above = counted_last;
+      shared.bin = uint32_t(max(b, 0));
+      shared.mass_above = above;
+      shared.above = b < 0 ? kEverything : counted;
     }
     __syncthreads();
-    prefix = shared.prefix;
+    if (shared.above == kEverything) return {0, int32_t(n), 0};  // in the first round only
+    prefix = prefix << 8 | shared.bin;
     left -= shared.mass_above;
     all_above += shared.above;
     tied = shared.counts[shared.bin];
@@ -114,47 +144,62 @@ __device__ Threshold FindMassThreshold(Keys keys, Masses masses, int64_t n,
     __syncthreads();
   }
   // All tied elements have one key and, for what this serves, one mass.
-  const unsigned long long each = tied > 0 ? tied_mass / tied : 0;
-  uint32_t ties = tied;
-  if (each > 0) ties = uint32_t(min((unsigned long long)tied, (left + each - 1) / each));
-  return {prefix, int32_t(max(ties, 1u)), int32_t(all_above)};
+  const unsigned long long each = max(tied_mass / tied, 1ull);
+  const unsigned long long ties = min((unsigned long long)tied, (left + each - 1) / each);
+  return {prefix, int32_t(ties), int32_t(all_above)};
 }
 
-// Calls take(position, i) for the chosen elements, ascending by i. All threads of the block.
+// Calls take(position, i) for the chosen elements. All threads of the block.
 template <typename Keys, typename Take>
 __device__ void ForChosen(Keys keys, int64_t n, const Threshold& threshold, TopKShared& shared,
                           Take take) {
+  constexpr int kPer = 4;  // consecutive elements of a thread
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  uint32_t ties_before = 0, taken_before = 0;
-  // A tile's sums: chosen above the threshold in the low half, ties in the high half.
-  for (int64_t base = 0; base < n; base += blockDim.x) {
-    const int64_t i = base + threadIdx.x;
-    const uint32_t key = i < n ? keys(i) : 0;
-    const bool above = i < n && key > threshold.key, tie = i < n && key == threshold.key;
-    const unsigned above_mask = __ballot_sync(~0u, above), tie_mask = __ballot_sync(~0u, tie);
-    if (lane == 0)
-      shared.warp_sums[warp] = uint32_t(__popc(above_mask)) | uint32_t(__popc(tie_mask)) << 16;
+  const uint32_t quota = uint32_t(threshold.ties);
+  uint32_t ties_before = 0, above_before = 0;  // of earlier tiles
+  for (int64_t base = 0; base < n; base += int64_t{kPer} * blockDim.x) {
+    const int64_t first = base + int64_t{kPer} * threadIdx.x;
+    uint32_t key[kPer],
+        own = 0;  // counts: above the threshold in the low half, ties in the high half
+#pragma unroll
+    for (int u = 0; u < kPer; ++u) {
+      const bool valid = first + u < n;
+      key[u] = valid ? keys(first + u) : 0;
+      own += valid && key[u] > threshold.key ? 1u : 0u;
+      own += valid && key[u] == threshold.key ? 1u << 16 : 0u;
+    }
+    uint32_t sum = own;  // inclusive, over the warp
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const uint32_t other = __shfl_up_sync(~0u, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    if (lane == 31) shared.warp_sums[warp] = sum;
     __syncthreads();
     if (warp == 0) {
-      const uint32_t own = lane < warps ? shared.warp_sums[lane] : 0;
-      uint32_t sum = own;
+      const uint32_t of_warp = lane < warps ? shared.warp_sums[lane] : 0;
+      uint32_t until = of_warp;
+#pragma unroll
       for (int offset = 1; offset < 32; offset *= 2) {
-        const uint32_t other = __shfl_up_sync(~0u, sum, offset);
-        if (lane >= offset) sum += other;
+        const uint32_t other = __shfl_up_sync(~0u, until, offset);
+        if (lane >= offset) until += other;
       }
-      shared.warp_sums[lane] = sum - own;
-      if (lane == 31) shared.warp_sums[32] = sum;
+      shared.warp_sums[lane] = until - of_warp;
+      if (lane == 31) shared.warp_sums[32] = until;
     }
     __syncthreads();
-    const unsigned before = (1u << lane) - 1;
-    const uint32_t start = shared.warp_sums[warp], tile = shared.warp_sums[32];
-    const uint32_t tie_rank = ties_before + (start >> 16) + __popc(tie_mask & before);
-    const uint32_t quota = uint32_t(threshold.ties);
-    if (above || (tie && tie_rank < quota)) {
-      const uint32_t above_rank = taken_before + (start & 0xffff) + __popc(above_mask & before);
-      take(int32_t(above_rank + min(tie_rank, quota)), int32_t(i));
+    const uint32_t before = shared.warp_sums[warp] + sum - own, tile = shared.warp_sums[32];
+    uint32_t above = above_before + (before & 0xffff), ties = ties_before + (before >> 16);
+    if (own != 0) {
+#pragma unroll
+      for (int u = 0; u < kPer; ++u) {
+        if (first + u >= n || key[u] < threshold.key) continue;
+        const bool tie = key[u] == threshold.key;
+        if (!tie || ties < quota) take(int32_t(above + min(ties, quota)), int32_t(first + u));
+        tie ? ++ties : ++above;
+      }
     }
-    taken_before += tile & 0xffff;
+    above_before += tile & 0xffff;
     ties_before += tile >> 16;
     __syncthreads();
   }
