@@ -163,7 +163,8 @@ FlagSet MakeServerFlagSet(ServerFlags* flags) {
       "Answers long prompts over gRPC (entropyserve.v1.EntropyServe).\n",
       "ENTROPYSERVE_");
   set.Section("Model");
-  set.Add("model", &flags->model, "a .gguf file, or a folder with config.json and safetensors");
+  set.Add("model", &flags->model,
+          "a .gguf file, a folder with config.json and safetensors, or synthetic:SHAPE");
   set.Add("model-name", &flags->model_name, "what GetModel answers; empty: the model's own");
   set.AddChoice("dtype", &flags->dtype, {"auto", "f32", "bf16"},
                 "type of weights, activations and KV; auto: bf16 where the machine has it");

@@ -5,6 +5,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/engine_factory.h"
 #include "engine/weights/checkpoint.h"
+#include "engine/weights/synthetic.h"
 #include "server/convert.h"
 
 namespace entropyserve {
@@ -38,6 +39,9 @@ absl::Status SetRequestDefaults(const ServerFlags& flags, ServedModel* model) {
 }
 
 absl::Status CheckModelFiles(const ServerFlags& flags) {
+  if (flags.model.starts_with(kSyntheticPrefix)) {
+    return OpenSynthetic(flags.model.substr(kSyntheticPrefix.size())).status();
+  }
   return Checkpoint::Open(flags.model).status();
 }
 

@@ -203,6 +203,8 @@ TEST(ServerProgramTest, MissingAndForeignModelsExitWithOne) {
   Process strange(ENTROPYSERVE,
                   {"--model=" + foreign, "--listen=127.0.0.1:0", "--metrics-listen="});
   ExpectOneLine(strange, 1, "foreign.gguf");
+  Process shape(ENTROPYSERVE, {"--model=synthetic:none", "--listen=127.0.0.1:0"});
+  ExpectOneLine(shape, 1, "no synthetic model 'none'");
 }
 
 TEST(ClientProgramTest, ExitCodesAndSingleLines) {
