@@ -13,7 +13,7 @@ namespace entropyserve {
 // Constant after construction.
 class Authenticator {
  public:
-  // No keys: every caller is the owner "".
+  // No keys: none is asked for.
   Authenticator() = default;
 
   // A line per key: NAME SHA256-HEX-OF-KEY; "#" starts a comment line. Several keys may have one
@@ -21,6 +21,8 @@ class Authenticator {
   // at all.
   static absl::StatusOr<Authenticator> FromFile(const std::string& path);
   static absl::StatusOr<Authenticator> FromText(std::string_view text, const std::string& source);
+
+  bool has_keys() const { return !keys_.empty(); }
 
   // `authorization`: the call's metadata of that name, "Bearer KEY"; empty: absent. Compares in
   // constant time. UNAUTHENTICATED: no key, or an unknown one.

@@ -12,6 +12,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/engine.h"
 #include "entropyserve/v1/entropyserve.pb.h"
+#include "server/call_owner.h"
 #include "server/convert.h"
 #include "server/outbox.h"
 #include "server/service_core.h"
@@ -152,11 +153,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
  private:
   absl::Status Admit(const grpc::ByteBuffer& request) {
-    const auto& metadata = context_->client_metadata();
-    const auto found = metadata.find("authorization");
-    std::string_view authorization;
-    if (found != metadata.end()) authorization = {found->second.data(), found->second.size()};
-    ASSIGN_OR_RETURN(owner_, core_->authenticator().Owner(authorization));
+    ASSIGN_OR_RETURN(owner_, CallOwner(*context_, core_->authenticator()));
     RETURN_IF_ERROR(core_->CheckAccepting());
     RETURN_IF_ERROR(core_->Open(this));
     deadline_ = core_->Deadline(context_->deadline());

@@ -11,6 +11,7 @@
 #include "engine/base/status_macros.h"
 #include "engine/text/utf8.h"
 #include "entropyserve/v1/entropyserve.grpc.pb.h"
+#include "server/call_owner.h"
 #include "server/convert.h"
 #include "server/generate_call.h"
 #include "server/service_core.h"
@@ -233,9 +234,7 @@ class Service final : public RawService {
 
  private:
   absl::StatusOr<std::string> Owner(const CallbackServerContext& context) const {
-    const auto found = context.client_metadata().find("authorization");
-    if (found == context.client_metadata().end()) return core_->authenticator().Owner("");
-    return core_->authenticator().Owner({found->second.data(), found->second.size()});
+    return CallOwner(context, core_->authenticator());
   }
 
   const absl::Status& Count(const char* method, const absl::Status& status) {

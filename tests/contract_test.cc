@@ -11,6 +11,7 @@
 #include <map>
 #include <set>
 
+#include "client/client.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "tests/server_testing.h"
 
@@ -586,6 +587,39 @@ TEST_F(AroundTest, KeysAreAskedForAndOwnSessions) {
   grpc::ClientContext alices;
   alices.AddMetadata("authorization", "Bearer alpha");
   EXPECT_TRUE(stub_->GetSession(&alices, get, &session).ok());
+}
+
+TEST_F(AroundTest, CertificatesAreAskedForAndOwnSessions) {
+  const std::string folder = std::string(ES_SOURCE_DIR) + "/tests/golden/tls/";
+  ServerOptions options;
+  options.tls_cert = folder + "server.pem";
+  options.tls_key = folder + "server.key";
+  options.tls_client_ca = folder + "ca.pem";
+  options.health_listen = "127.0.0.1:0";
+  StartServer({}, options);
+  const auto client = [&](const std::string& name) {
+    ClientOptions own;
+    own.server = address();
+    own.tls_ca = folder + "ca.pem";
+    own.max_attempts = 1;
+    if (!name.empty()) {
+      own.tls_cert = folder + name + ".pem";
+      own.tls_key = folder + name + ".key";
+    }
+    return *Client::Create(own);
+  };
+  EXPECT_EQ(client("")->CreateSession().status().code(), absl::StatusCode::kUnavailable);
+  const auto session = client("alice")->CreateSession();
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_TRUE(client("alice")->GetSession(session->id()).ok());
+  EXPECT_EQ(client("bob")->GetSession(session->id()).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Check(*HealthStub(server_->health_port())), Serving::SERVING);  // plaintext
+
+  options.tls_key = folder + "no such file";
+  EXPECT_EQ(Server::Start(options, core_.get(), &health_).status().code(),
+            absl::StatusCode::kNotFound);
+  options.tls_key = folder + "alice.key";  // not the certificate's
+  EXPECT_FALSE(Server::Start(options, core_.get(), &health_).ok());
 }
 
 TEST(AuthTest, KeyFilesAreChecked) {
