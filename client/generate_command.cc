@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "client/command.h"
+#include "client/prompt_flags.h"
 #include "client/request_flags.h"
 #include "client/terminal.h"
 #include "engine/base/status_macros.h"
@@ -21,34 +22,14 @@ constexpr char kUsage[] =
 
 struct GenerateFlags {
   ConnectionFlags connection;
-  std::string file, system, token_ids, progress = "auto";
-  bool raw = false, json = false, receipt = true;
-  std::optional<bool> thinking;
+  PromptFlags prompt;
+  std::string progress = "auto";
+  bool json = false, receipt = true;
   v1::GenerateRequest request;
 };
 
 void AddFlags(FlagSet* set, GenerateFlags* flags) {
-  set->Section("Prompt");
-  set->Add("file", &flags->file, "read the prompt from this file; - is standard input");
-  set->Add("raw", &flags->raw, "send plain text, without the model's chat template");
-  set->Add("system", &flags->system, "a system message before the prompt");
-  set->Add("thinking", &flags->thinking,
-           "whether the model may think first, where it has a switch");
-  set->Add("token-ids", &flags->token_ids, "the prompt as ids, e.g. 1,2,3");
-  set->AddCustom("parse-special", "", "true: with --raw, read control tokens from the text",
-                 [flags](std::string_view text) -> absl::Status {
-                   ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-                   flags->request.set_parse_special(value);
-                   return absl::OkStatus();
-                 });
-  set->AddCustom("session", "", "continue this session", [flags](std::string_view text) {
-    flags->request.set_session_id(std::string(text));
-    return absl::OkStatus();
-  });
-  set->AddCustom("request-id", "", "a name for the server's log", [flags](std::string_view text) {
-    flags->request.set_request_id(std::string(text));
-    return absl::OkStatus();
-  });
+  AddPromptFlags(set, &flags->prompt, &flags->request);
   set->Section("Output");
   set->AddChoice("progress", &flags->progress, {"auto", "on", "off"},
                  "progress bar; auto: when stderr is a terminal");
@@ -62,38 +43,6 @@ void AddFlags(FlagSet* set, GenerateFlags* flags) {
                  });
   AddRequestFlags(set, &flags->request);
   AddConnectionFlags(set, &flags->connection);
-}
-
-// A document and the question about it, or either alone.
-absl::StatusOr<std::string> PromptText(const GenerateFlags& flags, const std::string& argument,
-                                       bool has_argument) {
-  if (flags.file.empty() && has_argument && argument != "-") return argument;
-  ASSIGN_OR_RETURN(std::string text, ReadText(flags.file.empty() ? "-" : flags.file));
-  if (!flags.file.empty() && has_argument) text += "\n\n" + argument;
-  return text;
-}
-
-absl::Status FillPrompt(const std::vector<std::string>& positional, GenerateFlags* flags) {
-  v1::GenerateRequest& request = flags->request;
-  if (!flags->token_ids.empty()) {
-    return ParseIds(flags->token_ids, request.mutable_token_ids()->mutable_ids());
-  }
-  const std::string argument = positional.empty() ? "" : positional[0];
-  ASSIGN_OR_RETURN(std::string text, PromptText(*flags, argument, !positional.empty()));
-  if (flags->raw) {
-    request.set_text(std::move(text));
-    return absl::OkStatus();
-  }
-  v1::Messages& messages = *request.mutable_messages();
-  if (flags->thinking.has_value()) messages.set_enable_thinking(*flags->thinking);
-  const auto add = [&messages](const char* role, const std::string& content) {
-    v1::Message& message = *messages.add_messages();
-    message.set_role(role);
-    message.set_content(content);
-  };
-  if (!flags->system.empty()) add("system", flags->system);
-  add("user", text);
-  return absl::OkStatus();
 }
 
 // Shows events as a person reads them.
@@ -113,7 +62,7 @@ class Screen {
       case v1::GenerateEvent::kFinished:
         bar_.Clear();
         EndLine();
-        if (receipt_) std::fputs(("\n" + FormatReceipt(event.finished())).c_str(), stderr);
+        if (receipt_) std::fprintf(stderr, "\n%s", FormatReceipt(event.finished()).c_str());
         break;
       default:
         break;
@@ -155,7 +104,8 @@ int RunGenerate(const std::vector<std::string>& args) {
   int exit_code = kExitOk;
   if (!ParseCommandLine(&set, args, 1, &positional, &exit_code)) return exit_code;
   InterruptGuard guard;  // until the request is sent, Ctrl-C ends the program
-  if (const absl::Status status = FillPrompt(positional, &flags); !status.ok()) {
+  if (const absl::Status status = FillPrompt(flags.prompt, positional, &flags.request);
+      !status.ok()) {
     return ReportUsage(std::string(status.message()));
   }
   const bool progress = flags.progress == "on" ||

@@ -15,6 +15,7 @@ namespace {
 
 constexpr Command kCommands[] = {
     {"generate", "stream an answer to a prompt", RunGenerate},
+    {"inspect", "draw what a request read and kept", RunInspect},
     {"chat", "talk to the model", RunChat},
     {"models", "show the model, the load and the memory", RunModels},
     {"tokenize", "text to token ids", RunTokenize},
