@@ -153,5 +153,131 @@ TEST_F(PrefillPolicyTest, NoSegmentsOutputDependsOnATokenAfterIt) {
   EXPECT_GT(LargestDifference(a, b, before, a.size()), 0.01f);
 }
 
+// Steps of several sequences, each made alone, as one batch over one pool.
+class MergedStep {
+ public:
+  explicit MergedStep(const std::vector<PagedLayer*>& layers) {
+    const SelectParams first = layers[0]->Select();
+    shape_ = first.shape;
+    layer_ = first.layer;
+    pool_ = first.pool;
+    const int64_t row = int64_t{shape_.heads} * shape_.head_dim;
+    int32_t rows = 0, pages = 0;
+    for (PagedLayer* layer : layers) {
+      const SelectParams p = layer->Select();
+      BatchSeq seq = p.batch->seqs[0];
+      seq.pages = Moved(seq.pages, seq.max_pages, pages);
+      seq.bounds = Moved(seq.bounds, seq.max_bounds, pages);
+      seq.row_begin = rows;
+      for (int32_t i = 0; i < p.batch->num_segments; ++i) {
+        BatchSegment segment = p.batch->segments[i];
+        segment.seq = int32_t(seqs_.size());
+        segment.row_begin += rows;
+        segments_.push_back(segment);
+      }
+      seqs_.push_back(seq);
+      Append(&k_, p.pool.k, p.pool.pages * kPageTokens * shape_.head_dim);
+      Append(&v_, p.pool.v, p.pool.pages * kPageTokens * shape_.head_dim);
+      Append(&q_, p.q, seq.rows * row);
+      capacity_ = std::max(capacity_, p.lists.capacity);
+      rows += seq.rows;
+      pages += int32_t(p.pool.pages);
+    }
+    batch_.rows = rows, batch_.num_seqs = int32_t(seqs_.size());
+    batch_.num_segments = int32_t(segments_.size());
+    batch_.seqs = batch_.device_seqs = seqs_.data();
+    batch_.segments = batch_.device_segments = segments_.data();
+    pool_.k = k_.data(), pool_.v = v_.data(), pool_.positions = nullptr, pool_.pages = pages;
+    counts_.resize(segments_.size() * shape_.kv_heads);
+    blocks_.resize(counts_.size() * capacity_);
+    probe_out_.resize(rows * row);
+    out.resize(rows * row);
+  }
+
+  void Run(Backend& backend) {
+    const BlockLists lists{counts_.data(), blocks_.data(), capacity_};
+    backend.SelectBlocks({.batch = &batch_,
+                          .pool = pool_,
+                          .shape = shape_,
+                          .layer = layer_,
+                          .q = q_.data(),
+                          .lists = lists,
+                          .probe_out = probe_out_.data()});
+    backend.PrefillAttention({.batch = &batch_,
+                              .pool = pool_,
+                              .shape = shape_,
+                              .layer = layer_,
+                              .q = q_.data(),
+                              .lists = lists,
+                              .probe_out = probe_out_.data(),
+                              .out = out.data()});
+  }
+
+  std::vector<float> out;  // [rows, heads, head_dim], sequences one after the other
+
+ private:
+  static void Append(std::vector<float>* to, const void* from, int64_t n) {
+    to->insert(to->end(), static_cast<const float*>(from), static_cast<const float*>(from) + n);
+  }
+  // A page table whose pages moved by `offset`.
+  const int32_t* Moved(const int32_t* table, int32_t per_head, int32_t offset) {
+    std::vector<int32_t> moved(table, table + int64_t{shape_.layers} * shape_.kv_heads * per_head);
+    for (int32_t& page : moved) page += offset;
+    tables_.push_back(std::move(moved));
+    return tables_.back().data();
+  }
+
+  AttentionShape shape_;
+  int32_t layer_ = 0, capacity_ = 0;
+  KvPool pool_;
+  Batch batch_;
+  std::vector<BatchSeq> seqs_;
+  std::vector<BatchSegment> segments_;
+  std::vector<std::vector<int32_t>> tables_;
+  std::vector<float> k_, v_, q_, probe_out_;
+  std::vector<int32_t> counts_, blocks_;
+};
+
+TEST_F(PrefillPolicyTest, MixedPoliciesInOneBatchDoNotDisturbEachOther) {
+  std::vector<PrefillParams> policies(6, Policy());
+  policies[0].correction = 32;
+  policies[1].full = true;
+  policies[2].estimator = Estimator::kProbe, policies[2].budget = BudgetRule::kCoverage;
+  policies[2].coverage = 0.6f;
+  policies[3].whole_prompt = true, policies[3].forced = false;
+  policies[4].budget = BudgetRule::kFixed, policies[4].block = 32, policies[4].base = 160;
+  policies[5].correction = 64, policies[5].segment = 256, policies[5].base = 264;
+  std::vector<LayerInputs> inputs;
+  for (size_t i = 0; i < policies.size(); ++i) inputs.push_back(Inputs(500 + 130 * int32_t(i)));
+  std::vector<std::unique_ptr<PagedLayer>> owned, lone;
+  std::vector<PagedLayer*> layers;
+  std::vector<float> alone;
+  for (size_t i = 0; i < policies.size(); ++i) {
+    const int32_t turn = inputs[i].turn;
+    owned.push_back(std::make_unique<PagedLayer>(inputs[i], policies[i], 8, rng_()));
+    owned.back()->Step(0, turn);
+    layers.push_back(owned.back().get());
+    lone.push_back(std::make_unique<PagedLayer>(inputs[i], policies[i], 8, rng_()));
+    lone.back()->Step(0, turn);
+    std::vector<float> out(int64_t{turn} * inputs[i].shape.heads * inputs[i].shape.head_dim);
+    backend_->SelectBlocks(lone.back()->Select());
+    backend_->PrefillAttention(lone.back()->Attention(out.data()));
+    alone.insert(alone.end(), out.begin(), out.end());
+  }
+  MergedStep merged(layers);
+  merged.Run(*backend_);
+  ASSERT_EQ(merged.out.size(), alone.size());
+  EXPECT_LT(LargestDifference(merged.out, alone, 0, alone.size()), kRounding);
+  for (size_t i = 0; i < policies.size(); ++i) {
+    SCOPED_TRACE(testing::Message() << "sequence " << i);
+    EXPECT_EQ(layers[i]->counters.pairs, lone[i]->counters.pairs);
+    EXPECT_EQ(layers[i]->counters.box_blocks, lone[i]->counters.box_blocks);
+    for (int32_t kv = 0; kv < 2; ++kv) {
+      EXPECT_EQ(layers[i]->state(kv).entropy, lone[i]->state(kv).entropy);
+      EXPECT_EQ(layers[i]->state(kv).budget, lone[i]->state(kv).budget);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace entropyserve
