@@ -8,15 +8,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
 #include <optional>
 #include <random>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/mutex.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status_details.h"
 #include "engine/base/status_macros.h"
 #include "entropyserve/v1/entropyserve.grpc.pb.h"
@@ -72,13 +71,9 @@ absl::Status ToAbsl(const grpc::Status& status) {
   return result;
 }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  if (path.empty()) return std::string();
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  return text.str();
+// An absent file is an empty text: gRPC's own default.
+absl::StatusOr<std::string> ReadPem(const std::string& path) {
+  return path.empty() ? std::string() : ReadFile(path);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
@@ -88,9 +83,9 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
   }
   if (options.tls_ca.empty() && options.tls_cert.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions ssl;
-  ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.tls_ca));
-  ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadFile(options.tls_cert));
-  ASSIGN_OR_RETURN(ssl.pem_private_key, ReadFile(options.tls_key));
+  ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_ca));
+  ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem(options.tls_cert));
+  ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key));
   return grpc::SslCredentials(ssl);
 }
 

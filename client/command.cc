@@ -6,14 +6,14 @@
 
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <sstream>
+#include <iterator>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/base/mutex.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status_details.h"
 
 namespace entropyserve {
@@ -104,16 +104,8 @@ void InterruptGuard::Watch(CancelToken* token) {
 }
 
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ostringstream text;
-  if (path == "-") {
-    text << std::cin.rdbuf();
-    return text.str();
-  }
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  text << file.rdbuf();
-  if (file.bad()) return absl::NotFoundError(absl::StrCat("cannot read ", path));
-  return text.str();
+  if (path != "-") return ReadFile(path);
+  return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
 }
 
 }  // namespace entropyserve

@@ -5,13 +5,11 @@
 
 #include <algorithm>
 #include <cctype>
-#include <fstream>
-#include <sstream>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
-#include "engine/base/status_macros.h"
+#include "engine/base/read_file.h"
 
 namespace entropyserve {
 namespace {
@@ -31,12 +29,11 @@ bool IsHexDigest(const std::string& text) {
 }  // namespace
 
 absl::StatusOr<Authenticator> Authenticator::FromFile(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) {
-    return absl::NotFoundError(absl::StrCat("--key-file: cannot read ", path));
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) {
+    return absl::NotFoundError(absl::StrCat("--key-file: ", text.status().message()));
   }
-  return FromText(text.str(), path);
+  return FromText(*text, path);
 }
 
 absl::StatusOr<Authenticator> Authenticator::FromText(std::string_view text,

@@ -10,11 +10,10 @@
 #include <grpcpp/server_builder.h>
 
 #include <chrono>
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
 #include "server/health.h"
 #include "server/log.h"
@@ -26,25 +25,21 @@ namespace {
 
 int Milliseconds(double seconds) { return static_cast<int>(std::min(seconds * 1000, 2e9)); }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path, const char* flag) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file || text.str().empty()) {
-    return absl::NotFoundError(absl::StrCat("--", flag, ": cannot read ", path));
-  }
-  return text.str();
+absl::StatusOr<std::string> ReadPem(const std::string& path, const char* flag) {
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (text.ok()) return text;
+  return absl::NotFoundError(absl::StrCat("--", flag, ": ", text.status().message()));
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> Credentials(const ServerOptions& options) {
   if (options.tls_cert.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions ssl;
   grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  ASSIGN_OR_RETURN(pair.cert_chain, ReadFile(options.tls_cert, "tls-cert"));
-  ASSIGN_OR_RETURN(pair.private_key, ReadFile(options.tls_key, "tls-key"));
+  ASSIGN_OR_RETURN(pair.cert_chain, ReadPem(options.tls_cert, "tls-cert"));
+  ASSIGN_OR_RETURN(pair.private_key, ReadPem(options.tls_key, "tls-key"));
   ssl.pem_key_cert_pairs.push_back(std::move(pair));
   if (!options.tls_client_ca.empty()) {
-    ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadFile(options.tls_client_ca, "tls-client-ca"));
+    ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_client_ca, "tls-client-ca"));
     ssl.client_certificate_request = GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
   }
   return grpc::SslServerCredentials(ssl);

@@ -1,5 +1,5 @@
-// A std::mutex that clang's -Wthread-safety understands. absl::Mutex is not used in engine/: Debian's
-// Abseil is not built with TSan instrumentation and reports races that do not exist.
+// A std::mutex that clang's -Wthread-safety understands. absl::Mutex is not used in engine/:
+// Debian's Abseil is not built with TSan instrumentation and reports races that do not exist.
 #pragma once
 
 #include <chrono>
@@ -42,10 +42,11 @@ class CondVar {
     lock.release();
   }
   // False when `timeout` passed without a notification.
-  bool WaitFor(Mutex* mutex, std::chrono::nanoseconds timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+  bool WaitFor(Mutex* mutex, std::chrono::nanoseconds timeout)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    const bool notified =
-        cv_.wait_until(lock, std::chrono::system_clock::now() + timeout) == std::cv_status::no_timeout;
+    const bool notified = cv_.wait_until(lock, std::chrono::system_clock::now() + timeout) ==
+                          std::cv_status::no_timeout;
     lock.release();
     return notified;
   }

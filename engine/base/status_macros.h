@@ -7,10 +7,9 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
-#define RETURN_IF_ERROR(expr)                                          \
-  do {                                                                 \
-    if (absl::Status status_from_expr = (expr); !status_from_expr.ok()) \
-      return status_from_expr;                                         \
+#define RETURN_IF_ERROR(expr)                                                                    \
+  do {                                                                                           \
+    if (absl::Status status_from_expr = (expr); !status_from_expr.ok()) return status_from_expr; \
   } while (false)
 
 #define ENTROPYSERVE_CONCAT_INNER(a, b) a##b
