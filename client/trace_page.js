@@ -41,13 +41,16 @@ function hatch(g) {
   const tile = document.createElement('canvas');
   tile.width = tile.height = 6;
   const t = tile.getContext('2d');
-  t.strokeStyle = css('--hatch');
-  t.lineWidth = 1.1;
-  for (const d of [-6, 0, 6]) {
-    t.beginPath();
-    t.moveTo(d - 1, 7);
-    t.lineTo(d + 7, -1);
-    t.stroke();
+  // A light line beside a dark one shows on every colour.
+  for (const [shift, style] of [[0, css('--hatch')], [1.2, 'rgba(0, 0, 0, .45)']]) {
+    t.strokeStyle = style;
+    t.lineWidth = 1.1;
+    for (const d of [-6, 0, 6]) {
+      t.beginPath();
+      t.moveTo(d - 1 + shift, 7);
+      t.lineTo(d + 7 + shift, -1);
+      t.stroke();
+    }
   }
   return g.createPattern(tile, 'repeat');
 }
@@ -80,7 +83,7 @@ function legend(id, marks, title) {
   g.textAlign = 'center';
   let free = -1e9;  // labels that would touch are left out
   for (const [t, label, important] of marks.sort((a, b) => !!b[2] - !!a[2] || a[0] - b[0])) {
-    const x = pad + t * w, half = g.measureText(label).width / 2 + 5;
+    const x = pad + t * w, half = g.measureText(label).width / 2 + 2;
     if (important) free = [x - half, x + half];
     else if (Array.isArray(free) && x + half > free[0] && x - half < free[1]) continue;
     g.fillStyle = css('--soft');
@@ -360,8 +363,8 @@ function drawKept() {
   if (T.windowTokens) bracket(last + (lastCount - T.windowTokens) * perToken, T.windowTokens * perToken, 'window', 'right');
   const answer = T.cachedTokens + T.promptTokens;
   if (answer < extent && answer > extent - lastCount) {
-    g.fillStyle = css('--ink');
-    g.fillRect(last + (lastCount - extent + answer) * perToken - 0.5, top, 1, height + 4);
+    g.fillStyle = css('--mark');
+    g.fillRect(last + (lastCount - extent + answer) * perToken - 1, top, 2, height + 5);
   }
   g.fillStyle = css('--soft');
   g.textAlign = 'center';
