@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kTopKThreads) ChooseKernel(SelectLaunch p) {
     } else if (count > 0) {
       const Threshold best = FindThreshold(ranked, visible, count, shared);
       ForChosen(ranked, visible, best, shared,
-                [&](int32_t position, int32_t j) { out[position] = j; });
+                [&](int32_t position, int32_t j, uint32_t) { out[position] = j; });
     }
   }
   if (threadIdx.x == 0) {

@@ -147,6 +147,7 @@ class CudaBackend final : public Backend {
   float* differences_ = nullptr;  // [max segments, kMaxFarProbes, heads, head_dim]
   void *workspace_ = nullptr, *bias16_ = nullptr;
   float* adjusted_ = nullptr;               // [kSampleRows, vocab]
+  int32_t* sample_ids_ = nullptr;           // the same
   SampleRow* sample_rows_ = nullptr;        // [kMaxPendingRows], device
   SampleResult* device_results_ = nullptr;  // the same
   SampleResult* results_ = nullptr;         // the same, pinned
@@ -169,6 +170,7 @@ size_t CudaBackend::Reserve(const Limits& limits) {
   workspace_ = Take(LinearRunner::kWorkspaceBytes);
   bias16_ = Take(kMaxBias * SizeOf(DType::kBF16));
   adjusted_ = static_cast<float*>(Take(size_t(limits.vocab) * kSampleRows * sizeof(float)));
+  sample_ids_ = static_cast<int32_t*>(Take(size_t(limits.vocab) * kSampleRows * sizeof(int32_t)));
   sample_rows_ = static_cast<SampleRow*>(Take(kMaxPendingRows * sizeof(SampleRow)));
   device_results_ = static_cast<SampleResult*>(Take(kMaxPendingRows * sizeof(SampleResult)));
   CUDA_CHECK(
@@ -264,6 +266,7 @@ void CudaBackend::Sample(const SampleParams& p) {
     launch.rows = sample_rows_ + results_used_;
     launch.results = device_results_ + results_used_;
     launch.adjusted = adjusted_;
+    launch.ids = sample_ids_;
     memory_->CopyIn(sample_rows_ + results_used_, p.rows + first, size_t(n) * sizeof(SampleRow));
     LaunchSample(launch, stream_);
     CUDA_CHECK(cudaMemcpyAsync(results_ + results_used_, launch.results,

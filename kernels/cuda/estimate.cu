@@ -163,6 +163,7 @@ template <typename T>
 void RunBox(const SelectLaunch& p, cudaStream_t stream) {
   const int group = p.shape.group();
   CenterKernel<T><<<dim3(unsigned(p.shape.heads), unsigned(p.count)), kThreads, 0, stream>>>(p);
+  if (CanScoreMma(p.shape, p.dtype)) return LaunchBoxScoresMma(p, stream);
   const size_t bytes = size_t(group) * p.shape.head_dim * sizeof(float);
   if (bytes > (48u << 10)) {
     CUDA_CHECK(cudaFuncSetAttribute(&BoxScoreKernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,

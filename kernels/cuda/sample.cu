@@ -30,10 +30,33 @@ __device__ __forceinline__ void ForEach(int64_t n, Load load, Body body) {
     }
   }
 }
+// The same over x[0..n), 16 bytes a load where x is aligned: one block alone must keep enough of
+// them in flight.
 template <typename Body>
 __device__ __forceinline__ void ForEachOf(const float* x, int64_t n, Body body) {
+  const int64_t vectors = reinterpret_cast<uintptr_t>(x) % 16 == 0 ? n / 4 : 0;
+  constexpr int kBatch = 4;
+  for (int64_t base = threadIdx.x; base < vectors; base += kBatch * kThreads) {
+    float4 v[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t i = base + u * kThreads;
+      if (i < vectors) v[u] = reinterpret_cast<const float4*>(x)[i];
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      const int64_t i = base + u * kThreads;
+      if (i >= vectors) continue;
+      body(4 * i, v[u].x);
+      body(4 * i + 1, v[u].y);
+      body(4 * i + 2, v[u].z);
+      body(4 * i + 3, v[u].w);
+    }
+  }
+  const float* const rest = x + 4 * vectors;
   ForEach(
-      n, [=](int64_t i) { return x[i]; }, body);
+      n - 4 * vectors, [=](int64_t i) { return rest[i]; },
+      [&](int64_t i, float y) { body(4 * vectors + i, y); });
 }
 
 struct Shared {
@@ -114,8 +137,8 @@ __device__ void DropOthers(Keys keys, const Threshold& best, int64_t n, float* x
                            Shared& shared) {
   if (threadIdx.x == 0) shared.token = -1;
   __syncthreads();
-  ForChosen(keys, n, best, shared.topk, [&](int32_t, int32_t i) {
-    if (keys(i) == best.key) atomicMax(&shared.token, i);
+  ForChosen(keys, n, best, shared.topk, [&](int32_t, int32_t i, uint32_t key) {
+    if (key == best.key) atomicMax(&shared.token, i);
   });
   __syncthreads();
   const int32_t last_tie = shared.token;  // ties after it have no place
@@ -125,15 +148,33 @@ __device__ void DropOthers(Keys keys, const Threshold& best, int64_t n, float* x
   __syncthreads();
 }
 
-// Turns adjusted logits into weights e^((x - high) / temperature), 0 for what top-k and min-p drop.
-__device__ void Weigh(const SampleRow& row, float high, int64_t vocab, float* x, Shared& shared) {
-  if (row.top_k > 0 && row.top_k < vocab) {
-    const auto keys = [&](int64_t i) { return OrderedKey(x[i]); };
-    const Threshold best = FindThreshold(keys, vocab, row.top_k, shared.topk);
-    DropOthers(keys, best, vocab, x, -INFINITY, shared);
-  }
+// What can still be drawn: `count` weights and their ids (null: the position is the id), ids
+// ascending.
+struct Candidates {
+  float* x;
+  int32_t* ids;
+  int64_t count;
+};
+
+// Keeps the best k, at the front: all that follows reads only these.
+__device__ void KeepTopK(int32_t k, Candidates* c, int32_t* ids, Shared& shared) {
+  float* const x = c->x;
+  const auto keys = [=](int64_t i) { return OrderedKey(x[i]); };
+  const Threshold best = FindThreshold(keys, c->count, k, shared.topk);
+  ForChosen(keys, c->count, best, shared.topk, [&](int32_t position, int32_t i, uint32_t key) {
+    x[position] = FloatOfKey(key);
+    ids[position] = i;
+  });
+  __syncthreads();
+  c->ids = ids;
+  c->count = k;
+}
+
+// Turns adjusted logits into weights e^((x - high) / temperature), 0 for what min-p drops.
+__device__ void Weigh(const SampleRow& row, float high, const Candidates& c) {
   const float temperature = row.temperature, min_p = row.min_p;
-  ForEachOf(x, vocab, [&](int64_t i, float logit) {
+  float* const x = c.x;
+  ForEachOf(x, c.count, [&](int64_t i, float logit) {
     const float weight = expf((logit - high) / temperature);
     x[i] = min_p > 0 && weight < min_p ? 0.0f : weight;
   });
@@ -224,15 +265,18 @@ __device__ int32_t Pick(const SampleRow& row, const float* weights, int64_t voca
 }
 
 __device__ int32_t Choose(const SampleRow& row, const float* raw, int64_t vocab, float* adjusted,
-                          float raw_high, Shared& shared) {
+                          int32_t* ids, float raw_high, Shared& shared) {
   if (row.temperature <= 0 && !row.history && row.num_banned == 0) {
     return FirstEqual(raw, vocab, raw_high, shared);
   }
   const float high = Adjust(row, raw, vocab, adjusted, shared);
   if (row.temperature <= 0 || high == -INFINITY) return FirstEqual(adjusted, vocab, high, shared);
-  Weigh(row, high, vocab, adjusted, shared);
-  if (row.top_p < 1) CutToTopP(row.top_p, vocab, adjusted, shared);
-  return Pick(row, adjusted, vocab, shared);
+  Candidates c = {adjusted, nullptr, vocab};
+  if (row.top_k > 0 && row.top_k < vocab) KeepTopK(row.top_k, &c, ids, shared);
+  Weigh(row, high, c);
+  if (row.top_p < 1) CutToTopP(row.top_p, c.count, c.x, shared);
+  const int32_t position = Pick(row, c.x, c.count, shared);
+  return c.ids ? c.ids[position] : position;
 }
 
 // The best raw logits, sorted, as logprobs.
@@ -241,7 +285,7 @@ __device__ void TopLogprobs(int32_t wanted, const float* raw, int64_t vocab, dou
   const int32_t k = int32_t(min(int64_t{min(wanted, kMaxTopLogprobs)}, vocab));
   const auto keys = [&](int64_t i) { return OrderedKey(raw[i]); };
   const Threshold best = FindThreshold(keys, vocab, k, shared.topk);
-  ForChosen(keys, vocab, best, shared.topk, [&](int32_t position, int32_t i) {
+  ForChosen(keys, vocab, best, shared.topk, [&](int32_t position, int32_t i, uint32_t) {
     shared.top_ids[position] = i;
     shared.top_values[position] = raw[i];
   });
@@ -281,10 +325,10 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleLaunch p) {
   double sum = 0;
   ForEachOf(raw, p.vocab, [&](int64_t, float x) { sum += double(expf(x - high)); });
   const double log_sum = log(BlockSumDouble(sum, shared)) + double(high);
-  const int32_t token =
-      row.forced >= 0
-          ? row.forced
-          : Choose(row, raw, p.vocab, p.adjusted + int64_t{blockIdx.x} * p.vocab, high, shared);
+  const int32_t token = row.forced >= 0
+                            ? row.forced
+                            : Choose(row, raw, p.vocab, p.adjusted + int64_t{blockIdx.x} * p.vocab,
+                                     p.ids + int64_t{blockIdx.x} * p.vocab, high, shared);
   if (threadIdx.x == 0) {
     result->token = token;
     result->logprob = float(double(raw[token]) - log_sum);

@@ -14,6 +14,7 @@ struct SampleLaunch {
   int64_t vocab = 0;
   const SampleRow* rows = nullptr;  // [n], device
   int32_t n = 0;                    // at most kSampleRows
+  int32_t* ids = nullptr;           // scratch [kSampleRows, vocab]
   float* adjusted = nullptr;        // scratch [kSampleRows, vocab]
   SampleResult* results = nullptr;  // [n], device
 };

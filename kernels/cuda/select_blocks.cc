@@ -121,12 +121,22 @@ class Selection {
   }
 
   void Score(const SliceSize& size) {
-    bool box = false;
-    for (int32_t i = launch_.begin; i < launch_.begin + launch_.count; ++i) {
-      box |= Acts(i) && Seq(i).policy.estimator == Estimator::kBox;
-    }
     if (size.visible == 0) return;
-    if (box) LaunchBoxScores(launch_, stream_);
+    const int32_t end = launch_.begin + launch_.count;
+    for (int32_t i = launch_.begin; i < end;) {  // one sequence at a time
+      int32_t next = i + 1;
+      while (next < end && batch_.segments[next].seq == batch_.segments[i].seq) ++next;
+      if (Acts(i) && Seq(i).policy.estimator == Estimator::kBox) {
+        SelectLaunch part = launch_;
+        const int64_t skipped = i - launch_.begin;
+        part.begin = i;
+        part.count = next - i;
+        part.centers += skipped * op_.shape.heads * op_.shape.head_dim;
+        part.scores += skipped * op_.shape.kv_heads * launch_.stride;
+        LaunchBoxScores(part, stream_);
+      }
+      i = next;
+    }
     if (size.mass_rows == 0) return;
     LaunchProbeItems(launch_, stream_);
     MassParams mass;

@@ -39,7 +39,11 @@ struct SelectLaunch {
   MassItem* items = nullptr;  // [count, kv_heads]
 };
 
-void LaunchBoxScores(const SelectLaunch& p, cudaStream_t stream);   // segments of box sequences
+// Centres and scores of box segments; all segments of the launch belong to one sequence.
+void LaunchBoxScores(const SelectLaunch& p, cudaStream_t stream);
+bool CanScoreMma(const AttentionShape& shape, DType dtype);
+void LaunchBoxScoresMma(const SelectLaunch& p,
+                        cudaStream_t stream);                       // LaunchBoxScores' second half
 void LaunchProbeItems(const SelectLaunch& p, cudaStream_t stream);  // items of probe sequences
 void LaunchRowStats(const SelectLaunch& p, cudaStream_t stream);
 void LaunchBudgets(const SelectLaunch& p, cudaStream_t stream);  // advances HeadStates
@@ -49,7 +53,8 @@ void LaunchChoose(const SelectLaunch& p, cudaStream_t stream);  // lists, counte
 
 // Scratch for steps within these limits.
 size_t SelectScratchBytes(const Backend::Limits& limits);
-// The operator but for the correction's probes. `hopper`: through sm90::LaunchBlockMass where it can.
+// The operator but for the correction's probes. `hopper`: through sm90::LaunchBlockMass where it
+// can.
 void RunSelectBlocks(const SelectParams& p, bool hopper, void* scratch, size_t scratch_bytes,
                      cudaStream_t stream);
 

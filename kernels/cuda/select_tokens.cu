@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kTopKThreads) CompeteKernel(TokenParams p) {
   if (floor == 0) return;
   const Threshold best = FindThreshold(key, lengths.earlier, floor, shared);
   ForChosen(key, lengths.earlier, best, shared,
-            [&](int32_t, int32_t i) { p.keys[int64_t{i} * kv_heads + kv_head] = 0; });
+            [&](int32_t, int32_t i, uint32_t) { p.keys[int64_t{i} * kv_heads + kv_head] = 0; });
 }
 
 // adakv: the rest of the layer's budget goes to the highest scores of all heads; ties to the
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kTopKThreads) ShareKernel(TokenParams p) {
   const int64_t n = longest * kv_heads;
   const Threshold best = FindThreshold(key, n, int32_t(take), shared);
   ForChosen(key, n, best, shared,
-            [&](int32_t, int32_t i) { atomicAdd(&p.earlier_counts[i % kv_heads], 1); });
+            [&](int32_t, int32_t i, uint32_t) { atomicAdd(&p.earlier_counts[i % kv_heads], 1); });
 }
 
 // The head's best earlier tokens and its window, ascending. Grid: kv_heads.
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kTopKThreads) WriteKernel(TokenParams p) {
     const auto key = [&](int64_t i) { return OrderedKey(scores[i]); };
     const Threshold best = FindThreshold(key, lengths.earlier, count, shared);
     ForChosen(key, lengths.earlier, best, shared,
-              [&](int32_t position, int32_t i) { out[position] = i; });
+              [&](int32_t position, int32_t i, uint32_t) { out[position] = i; });
   }
   for (int32_t i = threadIdx.x; i < window; i += kTopKThreads) {
     out[count + i] = lengths.length - window + i;

@@ -17,6 +17,11 @@ __device__ __forceinline__ uint32_t OrderedKey(float x) {
 
 inline constexpr uint32_t kEverything = ~0u;
 
+// The float that an OrderedKey was made of (a NaN's is -inf).
+__device__ __forceinline__ float FloatOfKey(uint32_t key) {
+  return __uint_as_float(key ^ ((key >> 31) ? 0x80000000u : 0xffffffffu));
+}
+
 struct TopKShared {
   uint32_t counts[256];
   unsigned long long masses[256];
@@ -28,7 +33,7 @@ struct TopKShared {
 // Calls each(key, i) for keys(i), i < n, several loads in flight. All threads of the block.
 template <typename Keys, typename Each>
 __device__ __forceinline__ void ForEachKey(Keys keys, int64_t n, Each each) {
-  constexpr int kBatch = 8;
+  constexpr int kBatch = 16;
   for (int64_t base = threadIdx.x; base < n; base += int64_t{kBatch} * blockDim.x) {
     uint32_t key[kBatch];
 #pragma unroll
@@ -149,11 +154,13 @@ __device__ Threshold FindMassThreshold(Keys keys, Masses masses, int64_t n,
   return {prefix, int32_t(ties), int32_t(all_above)};
 }
 
-// Calls take(position, i) for the chosen elements. All threads of the block.
+// Calls take(position, i, key) for the chosen elements; positions ascend with i. A tile's keys are
+// read before any of it is taken: `take` may write at `position` where keys() reads. All threads of
+// the block.
 template <typename Keys, typename Take>
 __device__ void ForChosen(Keys keys, int64_t n, const Threshold& threshold, TopKShared& shared,
                           Take take) {
-  constexpr int kPer = 4;  // consecutive elements of a thread
+  constexpr int kPer = 8;  // consecutive elements of a thread
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const uint32_t quota = uint32_t(threshold.ties);
   uint32_t ties_before = 0, above_before = 0;  // of earlier tiles
@@ -195,7 +202,8 @@ __device__ void ForChosen(Keys keys, int64_t n, const Threshold& threshold, TopK
       for (int u = 0; u < kPer; ++u) {
         if (first + u >= n || key[u] < threshold.key) continue;
         const bool tie = key[u] == threshold.key;
-        if (!tie || ties < quota) take(int32_t(above + min(ties, quota)), int32_t(first + u));
+        if (!tie || ties < quota)
+          take(int32_t(above + min(ties, quota)), int32_t(first + u), key[u]);
         tie ? ++ties : ++above;
       }
     }
