@@ -142,8 +142,8 @@ __device__ void DropOthers(Keys keys, const Threshold& best, int64_t n, float* x
   });
   __syncthreads();
   const int32_t last_tie = shared.token;  // ties after it have no place
-  ForEachKey(keys, n, [&](uint32_t key, int64_t i) {
-    if (key < best.key || (key == best.key && i > last_tie)) x[i] = dropped;
+  ForEachKey(keys, n, [&](uint32_t key, int64_t i, bool valid) {
+    if (valid && (key < best.key || (key == best.key && i > last_tie))) x[i] = dropped;
   });
   __syncthreads();
 }

@@ -30,34 +30,37 @@ struct TopKShared {
   unsigned long long mass_above;
 };
 
-// Calls each(key, i) for keys(i), i < n, several loads in flight. All threads of the block.
+// Calls each(key, i, valid) for keys(i), i < n, several loads in flight. All threads of the block;
+// whole warps call together, lanes beyond n with valid == false.
 template <typename Keys, typename Each>
 __device__ __forceinline__ void ForEachKey(Keys keys, int64_t n, Each each) {
-  constexpr int kBatch = 16;
-  for (int64_t base = threadIdx.x; base < n; base += int64_t{kBatch} * blockDim.x) {
+  constexpr int kBatch = 8;
+  for (int64_t base = 0; base < n; base += int64_t{kBatch} * blockDim.x) {
     uint32_t key[kBatch];
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
-      const int64_t i = base + int64_t{u} * blockDim.x;
+      const int64_t i = base + int64_t{u} * blockDim.x + threadIdx.x;
       key[u] = i < n ? keys(i) : 0;
     }
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
-      const int64_t i = base + int64_t{u} * blockDim.x;
-      if (i < n) each(key[u], i);
+      const int64_t i = base + int64_t{u} * blockDim.x + threadIdx.x;
+      each(key[u], i, i < n);
     }
   }
 }
 
-// Adds 1 to counts[bin]; lanes with one bin add together. Leading digits take few values: without
-// this, a warp's additions would queue for one address.
-__device__ __forceinline__ void CountTogether(uint32_t* counts, uint32_t bin) {
+// Adds 1 to counts[bin] for the valid lanes; lanes with one bin add together. Leading digits take
+// few values: without this, a warp's additions would queue for one address. The whole warp, without
+// divergence: lanes that went their own way here would not meet again before the next call.
+__device__ __forceinline__ void CountTogether(uint32_t* counts, uint32_t bin, bool valid) {
   const int lane = threadIdx.x % 32;
-  for (unsigned todo = __activemask(); todo;) {
-    const uint32_t first = __shfl_sync(todo, bin, __ffs(todo) - 1);
-    const unsigned same = __ballot_sync(todo, bin == first);
-    if (lane == __ffs(todo) - 1) atomicAdd(&counts[first], uint32_t(__popc(same)));
-    if (bin == first) return;
+  unsigned todo = __ballot_sync(~0u, valid);
+  while (todo) {
+    const int leader = __ffs(todo) - 1;
+    const uint32_t first = __shfl_sync(~0u, bin, leader);
+    const unsigned same = __ballot_sync(~0u, valid && bin == first);
+    if (lane == leader) atomicAdd(&counts[first], uint32_t(__popc(same)));
     todo &= ~same;
   }
 }
@@ -77,10 +80,13 @@ __device__ Threshold FindThreshold(Keys keys, int64_t n, int32_t k, TopKShared& 
     for (int i = threadIdx.x; i < 256; i += blockDim.x) shared.counts[i] = 0;
     __syncthreads();
     if (shift == 24) {
-      ForEachKey(keys, n, [&](uint32_t key, int64_t) { CountTogether(shared.counts, key >> 24); });
+      ForEachKey(keys, n, [&](uint32_t key, int64_t, bool valid) {
+        CountTogether(shared.counts, key >> 24, valid);
+      });
     } else {
-      ForEachKey(keys, n, [&](uint32_t key, int64_t) {
-        if (key >> (shift + 8) == prefix) atomicAdd(&shared.counts[key >> shift & 255], 1u);
+      ForEachKey(keys, n, [&](uint32_t key, int64_t, bool valid) {
+        if (valid && key >> (shift + 8) == prefix)
+          atomicAdd(&shared.counts[key >> shift & 255], 1u);
       });
     }
     __syncthreads();
@@ -120,7 +126,8 @@ __device__ Threshold FindMassThreshold(Keys keys, Masses masses, int64_t n,
   for (int shift = 24; shift >= 0; shift -= 8) {
     for (int i = threadIdx.x; i < 256; i += blockDim.x) shared.counts[i] = 0, shared.masses[i] = 0;
     __syncthreads();
-    ForEachKey(keys, n, [&](uint32_t key, int64_t i) {
+    ForEachKey(keys, n, [&](uint32_t key, int64_t i, bool valid) {
+      if (!valid) return;
       if (shift != 24 && key >> (shift + 8) != prefix) return;
       const unsigned long long mass = masses(i);
       if (mass == 0) return;
