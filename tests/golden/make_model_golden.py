@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import save_file
 
 OUT = pathlib.Path(__file__).parent / "models"
-TOKENS = 150  # two pages of 64 and a part
+TOKENS = 144  # two pages of 64 and a part
 
 COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -28,38 +28,38 @@ MODELS = {
     # group 3, head_dim 64 that is not hidden / heads, tied, Llama 3 rope scaling
     "llama_llama3": COMMON | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 130,
+        "hidden_size": 12, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 100,
         "max_position_embeddings": 512, "tie_word_embeddings": True, "rope_theta": 500000.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                          "high_freq_factor": 4.0, "original_max_position_embeddings": 64}},
     # group 7, biases on q, k and v, YaRN
     "qwen2_yarn": COMMON | {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
-        "hidden_size": 56, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 128,
+        "hidden_size": 14, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 48,
         "max_position_embeddings": 256, "tie_word_embeddings": False, "rope_theta": 1000000.0,
         "use_sliding_window": False, "sliding_window": 128,
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
     # group 2, head_dim 128, norms on q and k
     "qwen3": COMMON | {
         "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3",
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 136,
+        "hidden_size": 12, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 42,
         "max_position_embeddings": 512, "tie_word_embeddings": True, "attention_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
-    # group 1, head_dim 64 = hidden / heads, untied, linear rope scaling, in two shards
+    # group 1, untied, linear rope scaling, three layers in two shards
     "llama_linear": COMMON | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 100,
+        "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 44,
         "max_position_embeddings": 512, "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
-    # group 2, biases on q, k, v and o
+    # group 1, head_dim 64 = hidden / heads, biases on q, k, v and o
     "pangu_embedded": COMMON | {
         "architectures": ["PanguEmbeddedForCausalLM"], "model_type": "PanguEmbedded", "bias": True,
-        "hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 3,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 96,
+        "hidden_size": 64, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 40,
         "max_position_embeddings": 512, "tie_word_embeddings": False, "rope_theta": 16000000.0},
 }
 
@@ -190,7 +190,8 @@ def llama3_factors(c):
 
 
 def save_gguf(path, c, weights):
-    """The same Llama as llama.cpp stores it: q and k permuted, the rope scaling as a tensor."""
+    """The same Llama as llama.cpp stores it: matrices BF16, vectors F32, q and k permuted, the rope
+    scaling as a tensor."""
     d = head_dim_of(c)
     w = gguf.GGUFWriter(path, "llama")
     w.add_name("llama_llama3")
@@ -216,8 +217,12 @@ def save_gguf(path, c, weights):
                  "k_proj": c["num_key_value_heads"]}.get(name.split(".")[-2])
         if heads:
             value = value.reshape(heads, 2, d // 2, -1).swapaxes(1, 2).reshape(value.shape)
+        qtype = None
+        if value.ndim == 2:
+            qtype = gguf.GGMLQuantizationType.BF16
+            value = gguf.quantize(value, qtype)
         w.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")),
-                     np.ascontiguousarray(value))
+                     np.ascontiguousarray(value), raw_dtype=qtype)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

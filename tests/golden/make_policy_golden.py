@@ -139,8 +139,8 @@ def make(path, c, rng, scale, spoiled=False):
 
 
 def settings(**changes):
-    c = dict(tokens=331, heads=7, kv_heads=1, head_dim=16, segment_size=64, block_size=4,
-             threshold_len=64, base_budget=64, e_t=1e-5, delta_t=0.4, alpha=0.5, window_size=8,
+    c = dict(tokens=166, heads=7, kv_heads=1, head_dim=8, segment_size=32, block_size=4,
+             threshold_len=32, base_budget=32, e_t=1e-5, delta_t=0.4, alpha=0.5, window_size=8,
              kv_budget=48, pooling="avgpool", pooling_kernel=5)
     c.update(changes)
     return c
@@ -148,8 +148,8 @@ def settings(**changes):
 
 SMALL = {
     "block4_group7": (settings(), 0.6),
-    "block32_group1_maxpool": (settings(heads=2, kv_heads=2, segment_size=128, block_size=32, tokens=521,
-                                        base_budget=128, pooling="maxpool", pooling_kernel=7), 1.0),
+    "block32_group1_maxpool": (settings(heads=2, kv_heads=2, segment_size=96, block_size=32, tokens=297,
+                                        base_budget=96, pooling="maxpool", pooling_kernel=7), 1.0),
     "one_segment": (settings(tokens=41, heads=8, kv_budget=64), 1.0),
     "spoiled": (settings(heads=4, kv_heads=2, block_size=8), 0.6),
 }

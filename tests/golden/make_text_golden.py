@@ -7,7 +7,7 @@
                                              hand: writes DIR/ids.bin (and what llama-cpp-python says, if installed)
 
 Needs tokenizers, sentencepiece, transformers; --gguf needs gguf. The lines are our own sentences (text_samples.py),
-mixed by a fixed random seed. Formats: lines.txt has one line per text, bytes outside printable ASCII as \\xHH;
+mixed by a fixed random seed. Formats: lines.txt has one line per text, bytes of no printable character as \\xHH;
 NAME.ids has, per line, a LEB128 count and as many LEB128 ids.
 """
 
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import sys
+import unicodedata
 
 import sentencepiece as spm
 import text_samples as samples
@@ -42,40 +43,42 @@ def make_lines():
 
     def prose():
         a, b = words(rng.choice(samples.PROSE)), words(rng.choice(samples.PROSE))
-        return " ".join(a[: rng.randint(1, len(a))] + b[rng.randint(0, len(b) - 1) :])
+        return " ".join(a[: rng.randint(1, 3)] + b[-rng.randint(1, 3) :])
 
     def code():
         indent = rng.choice(["", "  ", "    ", "\t", "\t\t", "            "])
-        return "\n".join(indent + rng.choice(samples.CODE) for _ in range(rng.randint(1, 2)))
+        text = rng.choice(samples.CODE)
+        at = rng.randint(0, len(text) // 2)
+        return indent + text[at : at + rng.randint(6, 24)]
 
     def script():
         parts = rng.sample(scripts, rng.randint(1, 2))
-        cut = [p[rng.randint(0, len(p) // 2) : rng.randint(len(p) // 2, len(p))] for p in parts]
+        cut = [p[at : at + rng.randint(1, 5)] for p in parts for at in [rng.randint(0, len(p) - 1)]]
         return rng.choice(["", " ", "  ", ", "]).join(cut)
 
     def odd():
-        return "".join(rng.choice([rng.choice(samples.ODD), rng.choice(words(rng.choice(samples.PROSE))), " "]) for _ in range(rng.randint(2, 9)))
+        return "".join(rng.choice([rng.choice(samples.ODD), rng.choice(words(rng.choice(samples.PROSE))), " "]) for _ in range(rng.randint(2, 5)))
 
     def emoji():
-        return rng.choice(["", "so "]) + "".join(rng.choice(samples.EMOJI) for _ in range(rng.randint(1, 3)))
+        return rng.choice(["", "so "]) + rng.choice(samples.EMOJI)
 
     def numbers():
-        return rng.choice(["", "x=", " "]) + "".join(rng.choice("0123456789.,- ") for _ in range(rng.randint(1, 24)))
+        return rng.choice(["", "x=", " "]) + "".join(rng.choice("0123456789.,- ") for _ in range(rng.randint(1, 16)))
 
     def run():
-        return rng.choice(["a", " ", "\n", "\t", "-", "=", "1", "é", "中", "😀", "\u0301", "ab", " a", "\r\n", "a\u0301"]) * rng.randint(2, 80)
+        return rng.choice(["a", " ", "\n", "\t", "-", "=", "1", "é", "中", "😀", "\u0301", "ab", " a", "\r\n", "a\u0301"]) * rng.choice([2, 3, 5, 8, 13, 32])
 
     def broken():
         text = bytearray(rng.choice([prose(), script(), emoji()]).encode())
         for _ in range(rng.randint(1, 3)):
             at = rng.randrange(len(text) + 1)
             text[at:at] = rng.choice(samples.BROKEN)
-        return bytes(text[: rng.randint(1, 90)])
+        return bytes(text[: rng.randint(1, 20)])
 
     def noise():
-        return "".join(chr(rng.choice([rng.randrange(0x20, 0x250), rng.randrange(0x250, 0xD800), rng.randrange(0xE000, 0x1F9FF)])) for _ in range(rng.randint(1, 6)))
+        return "".join(chr(rng.choice([rng.randrange(0x20, 0x250), rng.randrange(0x250, 0xD800), rng.randrange(0xE000, 0x1F9FF)])) for _ in range(rng.randint(1, 4)))
 
-    kinds = [(prose, 350), (code, 250), (script, 500), (odd, 350), (emoji, 60), (numbers, 120), (run, 160), (broken, 250), (noise, 150)]
+    kinds = [(prose, 350), (code, 200), (script, 420), (odd, 250), (emoji, 30), (numbers, 110), (run, 90), (broken, 220), (noise, 110)]
     for make, count in kinds:
         for _ in range(count):
             line = make()
@@ -93,7 +96,12 @@ def training_text():
 
 
 def escape(line):
-    return "".join(chr(b) if 0x20 <= b < 0x7F and b != 0x5C else "\\x%02x" % b for b in line)
+    """Printable characters as they are, all other bytes as \\xHH."""
+    out = ""
+    for c in line.decode("utf-8", errors="surrogateescape"):
+        raw = c.encode("utf-8", errors="surrogateescape")
+        out += c if c.isprintable() and c != "\\" and not unicodedata.combining(c) else "".join("\\x%02x" % b for b in raw)
+    return out
 
 
 def varint(value):
@@ -119,7 +127,7 @@ def byte_level(name, split, specials, normalizer=None, ignore_merges=False, user
         tok.normalizer = normalizer
     tok.pre_tokenizer = split
     tok.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=1100, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, special_tokens=[])
+    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False, special_tokens=[])
     tok.train_from_iterator(training_text(), trainer)
     if ignore_merges:
         # As Llama 3 has: whole words that no merges lead to.
@@ -159,13 +167,38 @@ def make_byte_level():
     }
 
 
-def train_sp(name, texts=None, **options):
-    corpus = os.path.join(OUT, "corpus.tmp")
+def nfkc_rules():
+    """NFKC and the spaces of sentencepiece's nmt_nfkc, for what occurs in the lines: the library's own table has 240 kB."""
+    spaces = [0x9, 0xA, 0xC, 0xD, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD]
+    dropped = [*range(0x1, 0x9), 0xB, *range(0xE, 0x20), 0x7F, 0x8F, 0x9F]
+    basic = {chr(c): " " for c in spaces} | {chr(c): "" for c in dropped}
+    rules = dict(basic)
+    text = "".join(map(lossy, make_lines()))
+    # A letter and the marks (or Hangul parts) that go onto it are one entry, as are all its beginnings.
+    for at in range(len(text)):
+        end = at + 1
+        while end < len(text) and end < at + 4 and (unicodedata.combining(text[end]) or 0x1160 <= ord(text[end]) < 0x1200):
+            end += 1
+        for key in [text[at:k] for k in range(at + 1, end + 1)]:
+            target = "".join(basic.get(c, c) for c in unicodedata.normalize("NFKC", key))
+            if "\0" not in key and target not in (key, "".join(rules.get(c, c) for c in key)):
+                rules[key] = target
+    return "".join("%s\t%s\n" % tuple(" ".join("%X" % ord(c) for c in side) for side in rule) for rule in sorted(rules.items()))
+
+
+def train_sp(name, texts=None, rules=None, **options):
+    corpus, table = os.path.join(OUT, "corpus.tmp"), os.path.join(OUT, "rules.tmp")
+    if rules is not None:
+        with open(table, "w", encoding="ascii") as f:
+            f.write(rules)
+        options["normalization_rule_tsv"] = table
     with open(corpus, "w", encoding="utf-8") as f:
         f.write("\n".join(t.replace("\n", " ") for t in texts or training_text()))
     spm.SentencePieceTrainer.train(input=corpus, model_prefix=os.path.join(OUT, name), character_coverage=0.98, num_threads=1,
                                    minloglevel=2, max_sentence_length=4096, **options)
-    os.remove(corpus)
+    for path in [corpus, table]:
+        if os.path.exists(path):
+            os.remove(path)
     os.remove(os.path.join(OUT, name + ".vocab"))
     return spm.SentencePieceProcessor(model_file=os.path.join(OUT, name + ".model"))
 
@@ -175,10 +208,10 @@ def make_sp():
     llama = dict(normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True)
     return {
         # Llama 2's settings.
-        "sp_bpe": train_sp("sp_bpe", model_type="bpe", vocab_size=1200, byte_fallback=True, user_defined_symbols=user, **llama),
-        # The library's defaults for normalization, and bytes.
-        "sp_unigram": train_sp("sp_unigram", model_type="unigram", vocab_size=900, byte_fallback=True, user_defined_symbols=user,
-                               normalization_rule_name="nmt_nfkc", hard_vocab_limit=False),
+        "sp_bpe": train_sp("sp_bpe", model_type="bpe", vocab_size=800, byte_fallback=True, user_defined_symbols=user, **llama),
+        # Normalization by a table, as the library's defaults have, and bytes.
+        "sp_unigram": train_sp("sp_unigram", rules=nfkc_rules(), model_type="unigram", vocab_size=900, byte_fallback=True,
+                               user_defined_symbols=user, hard_vocab_limit=False),
         # No bytes: unknown text is the unknown token; no dummy prefix.
         "sp_unigram_unk": train_sp("sp_unigram_unk", model_type="unigram", vocab_size=240, byte_fallback=False, add_dummy_prefix=False,
                                    normalization_rule_name="identity", hard_vocab_limit=False, texts=samples.PROSE + samples.SCRIPTS["greek"]),

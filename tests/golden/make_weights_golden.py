@@ -37,7 +37,7 @@ def random_halves(rng, n):
 
 def dequant_golden(rng):
     out = {}
-    rows = 6
+    rows = 4
     for name in TYPES:
         qtype = gguf.GGMLQuantizationType[name]
         block, size = gguf.GGML_QUANT_SIZES[qtype]
@@ -108,6 +108,7 @@ TINY = (8, 12, 2, 1, 4, 6)
 
 
 def model_golden(rng, arch, gguf_path, safetensors_path, dims=SMALL, q_type="Q8_0"):
+    """Matrices of the layer are F16 but for q, everything else F32, in both files."""
     hidden, ffn, heads, kv_heads, head_dim, vocab = dims
     if arch == "qwen3":
         head_dim *= 2
@@ -152,7 +153,8 @@ def model_golden(rng, arch, gguf_path, safetensors_path, dims=SMALL, q_type="Q8_
                 back = back.reshape(heads_of_rows, d // 2, 2, -1).swapaxes(1, 2)
             value = back.reshape(value.shape)
         w.add_tensor(name, np.ascontiguousarray(stored), raw_dtype=qtype)
-        expected[canonical] = np.ascontiguousarray(value)
+        half = qtype == gguf.GGMLQuantizationType.F16
+        expected[canonical] = np.ascontiguousarray(value.astype(np.float16) if half else value)
 
     def normal(*shape):
         return rng.standard_normal(shape).astype(np.float32)
@@ -171,7 +173,7 @@ def model_golden(rng, arch, gguf_path, safetensors_path, dims=SMALL, q_type="Q8_
         add("blk.0.attn_k_norm.weight", layer + "self_attn.k_norm.weight", normal(head_dim))
     for name, (canonical, rows, columns) in linear.items():
         order = {"attn_q": heads, "attn_k": kv_heads}.get(name, 0) if arch == "llama" else 0
-        qtype = gguf.GGMLQuantizationType[q_type] if name == "attn_q" else None
+        qtype = gguf.GGMLQuantizationType[q_type if name == "attn_q" else "F16"]
         add(f"blk.0.{name}.weight", f"{layer}{canonical}.weight", normal(rows, columns), order, qtype)
         if name in biased:
             add(f"blk.0.{name}.bias", f"{layer}{canonical}.bias", normal(rows), order)
