@@ -14,7 +14,9 @@ constexpr int64_t kJobBytes = 1024;
 
 }  // namespace
 
-EncodeLane::EncodeLane(int64_t max_bytes) : max_bytes_(max_bytes), thread_([this] { Run(); }) {}
+EncodeLane::EncodeLane(int64_t max_bytes, int threads) : max_bytes_(max_bytes) {
+  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
+}
 
 EncodeLane::~EncodeLane() {
   {
@@ -22,7 +24,7 @@ EncodeLane::~EncodeLane() {
     stopping_ = true;
   }
   wake_.NotifyAll();
-  thread_.join();
+  for (std::thread& thread : threads_) thread.join();
 }
 
 absl::Status EncodeLane::Post(int64_t bytes, std::function<void()> job) {

@@ -164,15 +164,30 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // On an encode lane: parse, tokenize, submit.
   void Encode() {
-    {
-      MutexLock lock(&mutex_);
-      if (!cancel_.ok()) {
-        EndLocked(cancel_);
-        return;
-      }
-    }
+    if (EndIfCancelled()) return;
+    const int64_t bytes = static_cast<int64_t>(request_.Length());
+    const absl::Status status = ParseMessage(request_, "GenerateRequest", &proto_);
+    request_.Clear();
+    if (!status.ok()) return End(status);
+    // Whether BOS and a system message are due depends on the session; ids are used as they are.
+    if (proto_.session_id().empty() || proto_.has_token_ids()) return EncodeAndSubmit(true);
+    const absl::Status posted =
+        core_->lanes().PostSession(bytes, [self = shared_from_this()] { self->EncodeTurn(); });
+    if (!posted.ok()) End(posted);
+  }
+
+  // On the session lane: the same for a turn of a session.
+  void EncodeTurn() {
+    if (EndIfCancelled()) return;
+    const absl::StatusOr<SessionInfo> session =
+        (*core_->Model())->engine->GetSession(owner_, proto_.session_id());
+    if (!session.ok()) return End(session.status());
+    EncodeAndSubmit(session->positions == 0);
+  }
+
+  void EncodeAndSubmit(bool first_turn) {
     Engine* const engine = (*core_->Model())->engine.get();  // Admit has checked that it is there
-    const absl::StatusOr<RequestId> id = Submit(engine);
+    const absl::StatusOr<RequestId> id = Submit(engine, first_turn);
     absl::Status cancel;
     {
       MutexLock lock(&mutex_);
@@ -189,31 +204,29 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     SyncPause();
   }
 
-  absl::StatusOr<RequestId> Submit(Engine* engine) {
-    absl::StatusOr<EngineRequest> request = MakeRequest();
-    request_.Clear();
+  bool EndIfCancelled() {
+    MutexLock lock(&mutex_);
+    if (!cancel_.ok()) EndLocked(cancel_);
+    return !cancel_.ok();
+  }
+
+  absl::StatusOr<RequestId> Submit(Engine* engine, bool first_turn) {
+    absl::StatusOr<EngineRequest> request = MakeRequest(first_turn);
+    proto_.Clear();
     if (!request.ok()) return request.status();
     return engine->Submit(*std::move(request), shared_from_this());
   }
 
-  absl::StatusOr<EngineRequest> MakeRequest() {
+  absl::StatusOr<EngineRequest> MakeRequest(bool first_turn) {
     const ServedModel& model = **core_->Model();
-    v1::GenerateRequest proto;
-    RETURN_IF_ERROR(ParseMessage(request_, "GenerateRequest", &proto));
     if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
-    ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto, model));
+    ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto_, model));
     request_id_ = request.request_id;
     PolicyToProto(request.prefill, request.kv, &policy_);
-    bool first_turn = true;
-    if (!request.session_id.empty()) {
-      ASSIGN_OR_RETURN(const SessionInfo session,
-                       model.engine->GetSession(owner_, request.session_id));
-      first_turn = session.positions == 0;
-    }
-    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto, model, first_turn));
+    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn));
     request.owner = owner_;
     request.deadline = deadline_;
-    keep_on_disconnect_.store(proto.keep_on_disconnect());
+    keep_on_disconnect_.store(proto_.keep_on_disconnect());
     return request;
   }
 
@@ -331,6 +344,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // Set on the way to the engine, constant afterwards.
   grpc::ByteBuffer request_;
+  v1::GenerateRequest proto_;  // until it is submitted
   std::string owner_, request_id_;
   Clock::time_point deadline_;
   v1::Policy policy_;

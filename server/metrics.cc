@@ -87,10 +87,11 @@ std::vector<MetricFamily> Families(const ServerGauges& gauges) {
 
   MetricFamily lanes;
   lanes.name = "entropyserve_encode_lane_bytes";
-  lanes.help = "Bytes of requests that wait to be tokenized.";
+  lanes.help = "Bytes of requests that wait to be tokenized, or for an answer about their session.";
   lanes.type = kGauge;
   for (const auto& [lane, bytes] :
-       {std::pair{"short", gauges.short_lane_bytes}, std::pair{"long", gauges.long_lane_bytes}}) {
+       {std::pair{"short", gauges.short_lane_bytes}, std::pair{"long", gauges.long_lane_bytes},
+        std::pair{"session", gauges.session_lane_bytes}}) {
     prometheus::ClientMetric metric;
     metric.label = {{"lane", lane}};
     metric.gauge.value = d(bytes);

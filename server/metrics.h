@@ -16,7 +16,7 @@ namespace entropyserve {
 struct ServerGauges {
   EngineStats engine;
   int64_t open_streams = 0;
-  int64_t short_lane_bytes = 0, long_lane_bytes = 0;
+  int64_t short_lane_bytes = 0, long_lane_bytes = 0, session_lane_bytes = 0;
   bool ready = false;
 };
 

@@ -93,7 +93,8 @@ void LoadToProto(const ServerGauges& gauges, v1::Load* load) {
   load->set_queued_tokens(stats.queued_tokens);
   load->set_sessions(stats.sessions);
   load->set_open_streams(gauges.open_streams);
-  load->set_encoding_bytes(gauges.short_lane_bytes + gauges.long_lane_bytes);
+  load->set_encoding_bytes(gauges.short_lane_bytes + gauges.long_lane_bytes +
+                           gauges.session_lane_bytes);
   load->set_admitted(stats.admitted);
   load->set_completed(stats.completed);
   load->set_cancelled(stats.cancelled);
@@ -180,7 +181,7 @@ class Service final : public RawService {
 
   ServerUnaryReactor* CreateSession(CallbackServerContext* context, const ByteBuffer* request,
                                     ByteBuffer* response) override {
-    return Unary<v1::CreateSessionRequest, v1::Session>(
+    return InSessionLane<v1::CreateSessionRequest, v1::Session>(
         "CreateSession", context, request, response,
         [this](const std::string& owner, const auto&, v1::Session* out) {
           RETURN_IF_ERROR(core_->CheckAccepting());
@@ -190,7 +191,7 @@ class Service final : public RawService {
 
   ServerUnaryReactor* GetSession(CallbackServerContext* context, const ByteBuffer* request,
                                  ByteBuffer* response) override {
-    return Unary<v1::GetSessionRequest, v1::Session>(
+    return InSessionLane<v1::GetSessionRequest, v1::Session>(
         "GetSession", context, request, response,
         [this](const std::string& owner, const auto& in, v1::Session* out) {
           return Session([&](Engine& engine) { return engine.GetSession(owner, in.session_id()); },
@@ -200,7 +201,7 @@ class Service final : public RawService {
 
   ServerUnaryReactor* ListSessions(CallbackServerContext* context, const ByteBuffer* request,
                                    ByteBuffer* response) override {
-    return Unary<v1::ListSessionsRequest, v1::ListSessionsResponse>(
+    return InSessionLane<v1::ListSessionsRequest, v1::ListSessionsResponse>(
         "ListSessions", context, request, response,
         [this](const std::string& owner, const auto&, v1::ListSessionsResponse* out) {
           ASSIGN_OR_RETURN(const ServedModel* model, core_->Model());
@@ -213,7 +214,7 @@ class Service final : public RawService {
 
   ServerUnaryReactor* ForkSession(CallbackServerContext* context, const ByteBuffer* request,
                                   ByteBuffer* response) override {
-    return Unary<v1::ForkSessionRequest, v1::Session>(
+    return InSessionLane<v1::ForkSessionRequest, v1::Session>(
         "ForkSession", context, request, response,
         [this](const std::string& owner, const auto& in, v1::Session* out) {
           RETURN_IF_ERROR(core_->CheckAccepting());
@@ -224,7 +225,7 @@ class Service final : public RawService {
 
   ServerUnaryReactor* DeleteSession(CallbackServerContext* context, const ByteBuffer* request,
                                     ByteBuffer* response) override {
-    return Unary<v1::DeleteSessionRequest, v1::DeleteSessionResponse>(
+    return InSessionLane<v1::DeleteSessionRequest, v1::DeleteSessionResponse>(
         "DeleteSession", context, request, response,
         [this](const std::string& owner, const auto& in, auto*) {
           ASSIGN_OR_RETURN(const ServedModel* model, core_->Model());
@@ -242,21 +243,15 @@ class Service final : public RawService {
     return status;
   }
 
-  // Parses, runs `handle(owner, request, response)` at once, and answers.
+  // Answers at once, on gRPC's thread.
   template <typename Request, typename Response, typename Handle>
   ServerUnaryReactor* Unary(const char* method, CallbackServerContext* context,
                             const ByteBuffer* request, ByteBuffer* response, Handle handle) {
-    const auto run = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(const std::string owner, Owner(*context));
-      Request in;
-      RETURN_IF_ERROR(ParseMessage(*request, Request::descriptor()->name().c_str(), &in));
-      Response out;
-      RETURN_IF_ERROR(handle(owner, in, &out));
-      *response = SerializeMessage(out);
-      return absl::OkStatus();
-    };
     ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(ToGrpcStatus(Count(method, run())));
+    const absl::StatusOr<std::string> owner = Owner(*context);
+    const absl::Status status =
+        owner.ok() ? Answer<Request, Response>(*owner, request, response, handle) : owner.status();
+    reactor->Finish(ToGrpcStatus(Count(method, status)));
     return reactor;
   }
 
@@ -266,26 +261,60 @@ class Service final : public RawService {
                              const ByteBuffer* request, ByteBuffer* response,
                              absl::Status (*handle)(const ServedModel&, const Request&,
                                                     Response*)) {
-    ServerUnaryReactor* reactor = context->DefaultReactor();
-    // gRPC keeps context, request and response until Finish.
-    const auto run = [this, context, request, response, handle]() -> absl::Status {
-      if (context->IsCancelled()) return absl::CancelledError("cancelled by the caller");
-      ASSIGN_OR_RETURN(const ServedModel* model, core_->Model());
-      Request in;
-      RETURN_IF_ERROR(ParseMessage(*request, Request::descriptor()->name().c_str(), &in));
-      Response out;
-      RETURN_IF_ERROR(handle(*model, in, &out));
-      *response = SerializeMessage(out);
-      return absl::OkStatus();
+    const auto post = [this](int64_t bytes, auto job) {
+      return core_->lanes().Post(bytes, std::move(job));
     };
-    absl::Status status = Owner(*context).status();
+    return Posted<Request, Response>(
+        method, context, request, response, post,
+        [this, handle](const std::string&, const Request& in, Response* out) -> absl::Status {
+          ASSIGN_OR_RETURN(const ServedModel* model, core_->Model());
+          return handle(*model, in, out);
+        });
+  }
+
+  // The same on the session lane, for work that waits for the engine.
+  template <typename Request, typename Response, typename Handle>
+  ServerUnaryReactor* InSessionLane(const char* method, CallbackServerContext* context,
+                                    const ByteBuffer* request, ByteBuffer* response,
+                                    Handle handle) {
+    const auto post = [this](int64_t bytes, auto job) {
+      return core_->lanes().PostSession(bytes, std::move(job));
+    };
+    return Posted<Request, Response>(method, context, request, response, post, handle);
+  }
+
+  template <typename Request, typename Response, typename Post, typename Handle>
+  ServerUnaryReactor* Posted(const char* method, CallbackServerContext* context,
+                             const ByteBuffer* request, ByteBuffer* response, Post post,
+                             Handle handle) {
+    ServerUnaryReactor* reactor = context->DefaultReactor();
+    const absl::StatusOr<std::string> owner = Owner(*context);
+    absl::Status status = owner.status();
     if (status.ok()) {
-      status = core_->lanes().Post(
-          static_cast<int64_t>(request->Length()),
-          [this, method, reactor, run] { reactor->Finish(ToGrpcStatus(Count(method, run()))); });
+      // gRPC keeps context, request and response until Finish.
+      status = post(static_cast<int64_t>(request->Length()),
+                    [this, method, context, request, response, reactor, handle, owner = *owner] {
+                      const absl::Status done =
+                          context->IsCancelled()
+                              ? absl::CancelledError("cancelled by the caller")
+                              : Answer<Request, Response>(owner, request, response, handle);
+                      reactor->Finish(ToGrpcStatus(Count(method, done)));
+                    });
     }
     if (!status.ok()) reactor->Finish(ToGrpcStatus(Count(method, status)));
     return reactor;
+  }
+
+  // Parses, runs `handle(owner, request, response)`, serializes.
+  template <typename Request, typename Response, typename Handle>
+  static absl::Status Answer(const std::string& owner, const ByteBuffer* request,
+                             ByteBuffer* response, const Handle& handle) {
+    Request in;
+    RETURN_IF_ERROR(ParseMessage(*request, Request::descriptor()->name().c_str(), &in));
+    Response out;
+    RETURN_IF_ERROR(handle(owner, in, &out));
+    *response = SerializeMessage(out);
+    return absl::OkStatus();
   }
 
   template <typename Call>

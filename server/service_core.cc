@@ -84,6 +84,7 @@ ServerGauges ServiceCore::Gauges() const {
   gauges.open_streams = open_calls();
   gauges.short_lane_bytes = lanes_.short_bytes();
   gauges.long_lane_bytes = lanes_.long_bytes();
+  gauges.session_lane_bytes = lanes_.session_bytes();
   if (const ServedModel* model = model_.load()) {
     gauges.engine = model->engine->Stats();
     gauges.ready = !draining();

@@ -43,6 +43,23 @@ void FakeEngine::Hold(bool held) {
   wake_.notify_all();
 }
 
+void FakeEngine::HoldSessions(bool held) {
+  {
+    std::lock_guard lock(mutex_);
+    sessions_held_ = held;
+  }
+  wake_.notify_all();
+}
+int FakeEngine::WaitingForSessions() {
+  std::lock_guard lock(mutex_);
+  return waiting_for_sessions_;
+}
+void FakeEngine::WaitForSessions(std::unique_lock<std::mutex>& lock) {
+  ++waiting_for_sessions_;
+  wake_.wait(lock, [this] { return !sessions_held_; });
+  --waiting_for_sessions_;
+}
+
 std::vector<EngineRequest> FakeEngine::Requests() {
   std::lock_guard lock(mutex_);
   return requests_;
@@ -141,7 +158,8 @@ void FakeEngine::Drain(steady_clock::time_point deadline) {
 }
 
 absl::StatusOr<SessionInfo> FakeEngine::CreateSession(const std::string& owner) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  WaitForSessions(lock);
   if (!sessions_implemented_) return absl::UnimplementedError("sessions: not served here");
   SessionInfo info;
   info.id = absl::StrCat("session", sessions_[owner].size());
@@ -150,7 +168,8 @@ absl::StatusOr<SessionInfo> FakeEngine::CreateSession(const std::string& owner) 
 }
 absl::StatusOr<SessionInfo> FakeEngine::GetSession(const std::string& owner,
                                                    const std::string& id) {
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
+  WaitForSessions(lock);
   const auto& own = sessions_[owner];
   const auto found = own.find(id);
   if (found == own.end()) return absl::NotFoundError("session_id: no such session");

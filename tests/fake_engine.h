@@ -36,6 +36,10 @@ class FakeEngine final : public Engine {
   // A held engine takes requests and cancels, and makes no step.
   void Hold(bool held);
 
+  // While held, calls about sessions wait, as they do for the end of a step.
+  void HoldSessions(bool held);
+  int WaitingForSessions();
+
   // What the server asked for, in order of submission.
   std::vector<EngineRequest> Requests();
   std::map<RequestId, absl::Status> Cancels();
@@ -68,6 +72,7 @@ class FakeEngine final : public Engine {
     absl::Status cancel;
     int64_t sent = 0;
   };
+  void WaitForSessions(std::unique_lock<std::mutex>& lock);
   void Run();
   // One event of one request; false when it has finished.
   bool Step(RequestId id, Running* running);
@@ -79,6 +84,8 @@ class FakeEngine final : public Engine {
   absl::Status submit_status_;
   bool sessions_implemented_ = true;
   bool held_ = false, stopping_ = false;
+  bool sessions_held_ = false;
+  int waiting_for_sessions_ = 0;
   RequestId next_id_ = 1;
   int submits_ = 0;
   std::map<RequestId, std::unique_ptr<Running>> running_;

@@ -4,6 +4,8 @@
 
 #include <mutex>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "tests/server_testing.h"
 
@@ -49,6 +51,32 @@ TEST_F(LimitsTest, CancelWhileWaitingToBeTokenizedEndsTheCall) {
   gate.unlock();
   FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
   EXPECT_EQ(engine_->Stats().completed, 0);
+}
+
+TEST_F(LimitsTest, QuestionsThatWaitForTheEngineHoldUpNobodyElse) {
+  StartServer();
+  v1::Session session;
+  grpc::ClientContext create;
+  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  engine_->HoldSessions(true);  // as during a long step
+  v1::GenerateRequest turn = TextRequest();
+  turn.set_session_id(session.id());
+  std::vector<std::thread> waiting;
+  for (int i = 0; i < 8; ++i) {
+    waiting.emplace_back([&] { EXPECT_TRUE(Generate(turn).status.ok()); });
+    waiting.emplace_back([&] {
+      v1::Session made;
+      grpc::ClientContext context;
+      EXPECT_TRUE(stub_->CreateSession(&context, {}, &made).ok());
+    });
+  }
+  FakeEngine::WaitFor([this] { return engine_->WaitingForSessions() == 16; });
+  EXPECT_TRUE(Generate(TextRequest()).status.ok());
+  v1::GetModelResponse model;
+  grpc::ClientContext context;
+  EXPECT_TRUE(stub_->GetModel(&context, {}, &model).ok());
+  engine_->HoldSessions(false);
+  for (std::thread& thread : waiting) thread.join();
 }
 
 TEST_F(LimitsTest, TooManyOpenStreamsAreRefusedWithRetryAdvice) {
