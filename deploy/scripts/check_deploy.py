@@ -123,7 +123,8 @@ def check_manifests(files):
                 try:
                     kubernetes_validate.validate(document, version, strict=True)
                 except Exception as error:  # its own types, and jsonschema's
-                    found.append(f"{where}: Kubernetes {version}: {error}")
+                    first = str(error).splitlines()[0]  # the rest is the whole schema
+                    found.append(f"{where}: Kubernetes {version}: {first}")
             if document["kind"] == "Deployment" and maps:
                 spec = document["spec"]["template"]["spec"]
                 name = spec["containers"][0]["envFrom"][0]["configMapRef"]["name"]
