@@ -48,10 +48,10 @@ MODELS = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 42,
         "max_position_embeddings": 512, "tie_word_embeddings": True, "attention_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}},
-    # group 1, untied, linear rope scaling, three layers in two shards
+    # group 1, untied, linear rope scaling, in two shards
     "llama_linear": COMMON | {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-        "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 3,
+        "hidden_size": 20, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 44,
         "max_position_embeddings": 512, "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
