@@ -87,7 +87,8 @@ int64_t CountParameters(const Model& model) {
 absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
   ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, OpenCheckpoint(config.model_path));
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(*checkpoint));
-  ASSIGN_OR_RETURN(BackendChoice choice, MakeBackend(config.backend, config.threads));
+  ASSIGN_OR_RETURN(BackendChoice choice,
+                   MakeBackend(config.backend, config.threads, config.on_device_error));
   ASSIGN_OR_RETURN(const DType dtype, ResolveDType(config.dtype, *choice.backend));
 
   LoadedEngine loaded;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -21,6 +22,8 @@ struct EngineConfig {
   std::string dtype = "auto";    // auto, f32, bf16
   int threads = 0;               // CPU threads; 0: one per core
   EngineOptions options;
+  // See MakeBackend.
+  std::function<void(const std::string&)> on_device_error = nullptr;
 };
 
 struct LoadedEngine {

@@ -2,6 +2,7 @@
 // else.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -17,6 +18,11 @@ struct BackendChoice {
 
 // `name`: auto (the best there is), cpu, cuda. INVALID_ARGUMENT: another name. FAILED_PRECONDITION:
 // cuda was asked for by name and this build or this machine has none.
-absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads);
+//
+// on_device_error: called once, from the thread that met it, when a device fails; the process ends
+// within 2 seconds then, with exit status 70, whether or not the call returns.
+absl::StatusOr<BackendChoice> MakeBackend(
+    const std::string& name, int threads,
+    std::function<void(const std::string&)> on_device_error = nullptr);
 
 }  // namespace entropyserve

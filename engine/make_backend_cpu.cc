@@ -3,7 +3,8 @@
 
 namespace entropyserve {
 
-absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads) {
+absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads,
+                                          std::function<void(const std::string&)>) {
   if (name == "cuda") {
     return absl::FailedPreconditionError(
         "--backend=cuda: this build has no CUDA backend; build where nvcc is installed");

@@ -6,7 +6,8 @@
 
 namespace entropyserve {
 
-absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads) {
+absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads,
+                                          std::function<void(const std::string&)> on_device_error) {
   if (name != "auto" && name != "cpu" && name != "cuda") {
     return absl::InvalidArgumentError(
         absl::StrCat("--backend: '", name, "' is not auto, cpu or cuda"));
@@ -16,7 +17,8 @@ absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads) 
   }
   std::string error = "this machine has no CUDA device that its driver offers";
   std::unique_ptr<Backend> backend;
-  if (CudaDeviceCount() > 0) backend = MakeCudaBackend({}, &error);
+  if (CudaDeviceCount() > 0)
+    backend = MakeCudaBackend({.on_error = std::move(on_device_error)}, &error);
   if (!backend) return absl::FailedPreconditionError(absl::StrCat("--backend=cuda: ", error));
   return BackendChoice{"cuda", std::move(backend)};
 }

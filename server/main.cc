@@ -152,7 +152,8 @@ class Program {
   // Weights, the first forward pass, then readiness.
   absl::Status Load() {
     const Clock::time_point start = Clock::now();
-    ASSIGN_OR_RETURN(model_, LoadServedModel(flags_));
+    ASSIGN_OR_RETURN(
+        model_, LoadServedModel(flags_, [this](const std::string& what) { LoseDevice(what); }));
     if (!model_->chat.ok()) {
       log_.Warning("no_chat_template", {{"message", std::string(model_->chat.status().message())}});
     }
@@ -167,6 +168,13 @@ class Program {
                         {"context_tokens", model_->context_tokens},
                         {"seconds", std::chrono::duration<double>(Clock::now() - start).count()}});
     return absl::OkStatus();
+  }
+
+  // The process ends when this returns; watchers of the health service are told before.
+  void LoseDevice(const std::string& what) {
+    health_.Set(false);
+    log_.Error("device_failed", {{"message", what}});
+    std::this_thread::sleep_for(std::chrono::milliseconds(500));
   }
 
   // Health first, so that balancers look elsewhere; then what runs may finish; then the rest is

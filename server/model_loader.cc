@@ -45,10 +45,13 @@ absl::Status CheckModelFiles(const ServerFlags& flags) {
   return Checkpoint::Open(flags.model).status();
 }
 
-absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServerFlags& flags) {
+absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
+    const ServerFlags& flags, std::function<void(const std::string&)> on_device_error) {
   auto model = std::make_unique<ServedModel>();
   RETURN_IF_ERROR(SetRequestDefaults(flags, model.get()));
-  ASSIGN_OR_RETURN(LoadedEngine loaded, LoadEngine(ToEngineConfig(flags)));
+  EngineConfig config = ToEngineConfig(flags);
+  config.on_device_error = std::move(on_device_error);
+  ASSIGN_OR_RETURN(LoadedEngine loaded, LoadEngine(config));
   model->name = flags.model_name.empty() ? loaded.config.name : flags.model_name;
   model->config = std::move(loaded.config);
   model->dtype = loaded.dtype == DType::kBF16 ? "bf16" : "f32";

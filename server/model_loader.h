@@ -1,7 +1,9 @@
 // From flags to a model that can be served.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "server/flags.h"
@@ -18,6 +20,8 @@ absl::Status CheckModelFiles(const ServerFlags& flags);
 
 // Loads the checkpoint and makes its engine; the first forward pass is the caller's. Takes as long
 // as the weights take to read. Errors are SetRequestDefaults' and LoadEngine's.
-absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(const ServerFlags& flags);
+// on_device_error: see MakeBackend.
+absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
+    const ServerFlags& flags, std::function<void(const std::string&)> on_device_error);
 
 }  // namespace entropyserve
