@@ -38,7 +38,8 @@ struct InspectFlags {
 void AddFlags(FlagSet* set, InspectFlags* flags) {
   set->Section("Output");
   set->Add("output", &flags->output, "the page; - is standard output");
-  set->Add("include-text", &flags->include_text, "put prompt and answer into page and trace");
+  set->Add("include-text", &flags->include_text,
+           "put prompt and answer into the page, the answer into the saved trace");
   set->Add("save-trace", &flags->save_trace,
            "write the trace here, too: one event as JSON per line");
   set->Add("trace-file", &flags->trace_file,

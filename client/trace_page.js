@@ -240,7 +240,7 @@ function drawEntropy() {
   const marks = [];
   if (scale === 'log') {
     for (let x = FLOOR; x <= highest; x *= 100) marks.push([log(x), x < 0.01 ? '10' + '\u207b' + '\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076'[-Math.round(Math.log10(x))] : number(x)]);
-    if (T.rigidBelow > FLOOR && T.rigidBelow < highest) marks.push([log(T.rigidBelow), 'rigid', true]);
+    if (T.judged && T.rigidBelow > FLOOR && T.rigidBelow < highest) marks.push([log(T.rigidBelow), 'rigid', true]);
   } else {
     const top = scale === 'linear' ? highest : 1;
     for (let i = 0; i <= 4; ++i) marks.push([i / 4, scale === 'linear' ? number(top * i / 4) : percent(i / 4)]);
@@ -449,6 +449,9 @@ function start() {
   $('read-metric').addEventListener('change', drawRead);
   $('line-metric').addEventListener('change', drawLines);
   $('one-layer').addEventListener('change', drawKept);
+  // A logarithmic scale where most entropies are tiny, as the box estimator's.
+  const median = Float32Array.from(entropies).sort()[entropies.length >> 1] || 0;
+  $('entropy-scale').value = median < highest / 10 ? 'log' : 'linear';
   const pick = (row) => setLayer(Math.floor(row / T.kvHeads));
   interact($('entropy'), () => mapGrid('entropy'), describe, pick);
   interact($('read'), () => mapGrid('read'), describe, pick);

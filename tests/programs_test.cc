@@ -210,7 +210,7 @@ TEST(ServerProgramTest, MissingAndForeignModelsExitWithOne) {
 TEST(ClientProgramTest, ExitCodesAndSingleLines) {
   Process help(ENTROPYSERVE_CLIENT, {"--help"});
   EXPECT_EQ(help.Wait(), 0);
-  for (const char* command : {"generate", "chat", "models", "tokenize", "detokenize"}) {
+  for (const char* command : {"generate", "inspect", "chat", "models", "tokenize", "detokenize"}) {
     EXPECT_THAT(help.out(), HasSubstr(command));
     Process own(ENTROPYSERVE_CLIENT, {command, "--help"});
     EXPECT_EQ(own.Wait(), 0);
@@ -283,6 +283,58 @@ TEST(ProgramsTest, ServesGeneratesAndDrains) {
   EXPECT_THAT(running->out(), HasSubstr("FINISH_REASON_LENGTH"));
   EXPECT_EQ(server.process().Wait(), 0);
   EXPECT_THAT(server.process().err(), HasSubstr(" stopped"));
+}
+
+TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {
+  ServedProgram server;
+  const fs::path folder = fs::path(::testing::TempDir()) / ("inspect_" + std::to_string(getpid()));
+  fs::create_directories(folder);
+  const std::string live = folder / "live.html", again = folder / "again.html";
+  const std::string trace = folder / "trace.json";
+  const std::vector<std::string> saved = {"inspect", "--trace-file=" + trace, "--output=" + again};
+  const std::string prompt(450, 'q');
+  const auto asked = server.Client(
+      {"inspect", "--raw", "--ignore-eos=true", "--max-new-tokens=20", "--prefill-dense-prefix=128",
+       "--prefill-dense-suffix=0", "--prefill-segment-tokens=128", "--prefill-base=136",
+       "--prefill-first-sparse-layer=0", "--kv-budget=64", "--output=" + live,
+       "--save-trace=" + trace},
+      prompt);
+  EXPECT_EQ(asked->Wait(), 0) << asked->err();
+  EXPECT_THAT(asked->err(), HasSubstr("wrote " + live));
+
+  // Segments 1 to 3 are sparse and read 17 blocks where they see so many; every head keeps its
+  // budget, sinks and window first of all.
+  int layers = 0;
+  std::istringstream events(ReadAll(trace));
+  for (std::string line; std::getline(events, line);) {
+    const auto event = nlohmann::json::parse(line);
+    EXPECT_FALSE(event.contains("tokens"));
+    if (!event.contains("trace")) continue;
+    const auto& layer = event["trace"];
+    ++layers;
+    EXPECT_EQ(layer["selected"].size(), layer["entropy"].size());
+    EXPECT_EQ(layer["selected"][0], -1);
+    EXPECT_EQ(layer["selected"][1], 16);
+    EXPECT_GE(layer["selected"][2], 17);
+    for (const auto& kept : layer["kept"]) {
+      EXPECT_EQ(kept["positions"].size(), 64u);
+      EXPECT_EQ(kept["positions"][3], 3);
+    }
+    EXPECT_EQ(layer["kept"].size(), layer["kv_heads"]);
+  }
+  EXPECT_GT(layers, 0);
+
+  Process redrawn(ENTROPYSERVE_CLIENT, saved);
+  EXPECT_EQ(redrawn.Wait(), 0) << redrawn.err();
+  EXPECT_EQ(ReadAll(live), ReadAll(again));
+  EXPECT_EQ(ReadAll(live).find("qqqq"), std::string::npos);
+  std::ofstream(trace, std::ios::app) << "no event\n";
+  Process broken(ENTROPYSERVE_CLIENT, saved);
+  ExpectOneLine(broken, 2, "expected one event as JSON");
+  Process missing(ENTROPYSERVE_CLIENT, {"inspect", "--trace-file=/no/such/trace"});
+  ExpectOneLine(missing, 2, "/no/such/trace");
+  Process both(ENTROPYSERVE_CLIENT, {"inspect", "a prompt", "--trace-file=" + trace});
+  ExpectOneLine(both, 2, "--trace-file draws a saved trace");
 }
 
 TEST(ProgramsTest, ChatAnswersEveryLineAndFlagsComeFromTheEnvironment) {
