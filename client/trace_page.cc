@@ -263,10 +263,13 @@ std::vector<bool> RigidHeads(const TraceReport& report, int* judged) {
     const bool judge = judges && segments >= 2 && layer.layer() >= policy.first_sparse_layer();
     for (int head = 0; head < layer.kv_heads(); ++head) {
       const float* h = layer.entropy().data() + int64_t{head} * layer.segments();
-      rigid.push_back(judge && std::none_of(h + 1, h + segments, [&policy](float entropy) {
+      // A prompt that is read densely as a whole has no entropies to judge by.
+      const bool seen = judge && std::any_of(h + 1, h + segments,
+                                             [](float entropy) { return !std::isnan(entropy); });
+      rigid.push_back(seen && std::none_of(h + 1, h + segments, [&policy](float entropy) {
                         return entropy >= policy.e_t();
                       }));
-      *judged += judge;
+      *judged += seen;
     }
   }
   return rigid;

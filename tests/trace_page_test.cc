@@ -14,6 +14,7 @@ namespace entropyserve {
 namespace {
 
 using nlohmann::json;
+using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -148,7 +149,15 @@ TEST(TracePageTest, MarksRigidHeadsAsTheReceiptCountsThem) {
   RigidHeads(report, &judged);
   EXPECT_EQ(judged, 0);
   receipt.set_prompt_tokens(kSegments * kSegmentTokens);
-  receipt.mutable_policy()->mutable_prefill()->set_budget("fixed");
+  RigidHeads(report, &judged);
+  EXPECT_EQ(judged, 4);
+  for (v1::LayerTrace& layer : report.layers) {  // a prompt within the dense prefix
+    for (float& entropy : *layer.mutable_entropy()) entropy = std::nanf("");
+  }
+  EXPECT_THAT(RigidHeads(report, &judged), Each(false));
+  EXPECT_EQ(judged, 0);
+  report = Report();
+  report.finished.mutable_receipt()->mutable_policy()->mutable_prefill()->set_budget("fixed");
   RigidHeads(report, &judged);
   EXPECT_EQ(judged, 0);
 }
