@@ -3,12 +3,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "engine/make_backend.h"
 #include "kernels/check.h"
 
 namespace entropyserve {
+
+std::string TestBackend() {
+  const char* name = std::getenv("ES_TEST_BACKEND");
+  return name ? name : "cpu";
+}
 
 TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows, int64_t pages,
                         const std::string& backend) {

@@ -28,9 +28,12 @@ struct TestModel {
   std::unique_ptr<PagePool> pool;
 };
 
+// What ES_TEST_BACKEND says, as --backend; cpu without it.
+std::string TestBackend();
+
 // `rows`: the largest step; every row of it may ask for logits. `backend`: as --backend.
 TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows = 256,
-                        int64_t pages = 4096, const std::string& backend = "cpu");
+                        int64_t pages = 4096, const std::string& backend = TestBackend());
 
 // One sequence on a TestModel. Several may share a step: see RunStep.
 class TestSequence {
