@@ -15,12 +15,14 @@ __global__ void FillRandomKernel(T* p, int64_t n, float range, uint64_t seed) {
 
 }  // namespace
 
-void LaunchFillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed, cudaStream_t stream) {
+void LaunchFillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed,
+                      cudaStream_t stream) {
   constexpr int kThreads = 256, kBlocks = 4096;
   if (dtype == DType::kF32) {
     FillRandomKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<float*>(p), n, range, seed);
   } else {
-    FillRandomKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<__nv_bfloat16*>(p), n, range, seed);
+    FillRandomKernel<<<kBlocks, kThreads, 0, stream>>>(static_cast<__nv_bfloat16*>(p), n, range,
+                                                       seed);
   }
   CUDA_CHECK(cudaGetLastError());
 }
