@@ -20,7 +20,7 @@ namespace {
 // Of max |logit|, as for the tiny models: the lead is a difference of two logits, and its golden
 // value is rounded to four digits.
 constexpr double kTolerance = 2e-4;
-constexpr double kBF16Tolerance = 4e-2;
+constexpr double kBF16Tolerance = 1e-2;
 constexpr double kRounding = 5e-5;
 constexpr int64_t kChunk = 512;   // tokens, one segment; logits of a whole chunk are computed
 constexpr int64_t kPages = 8192;  // 30 layers, 3 kv heads, 65 pages of 64 tokens, and room
