@@ -253,6 +253,12 @@ class GrpcClient final : public Client {
 };
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Create(const ClientOptions& options) {
+  // A key file made with `echo` ends in a newline, on which gRPC would abort.
+  if (std::any_of(options.api_key.begin(), options.api_key.end(),
+                  [](char c) { return c < 0x20 || c > 0x7e; })) {
+    return absl::InvalidArgumentError(
+        "--api-key: it holds a character that a header cannot carry, such as a newline");
+  }
   ASSIGN_OR_RETURN(const auto credentials, Credentials(options));
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);

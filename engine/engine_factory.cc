@@ -16,6 +16,8 @@
 namespace entropyserve {
 namespace {
 
+constexpr int64_t kLargestSegment = 1024;  // tokens; see engine/policy/policy.cc
+
 absl::StatusOr<std::unique_ptr<Checkpoint>> OpenCheckpoint(const std::string& path) {
   if (path.starts_with(kSyntheticPrefix))
     return OpenSynthetic(path.substr(kSyntheticPrefix.size()));
@@ -44,7 +46,6 @@ EngineOptions ResolveOptions(EngineOptions options, const ModelConfig& config, b
   if (options.step_tokens == 0) options.step_tokens = cpu ? kCpuStep : kGpuStep;
   if (options.lone_chunk_tokens == 0)
     options.lone_chunk_tokens = cpu ? kCpuLoneChunk : kGpuLoneChunk;
-  constexpr int64_t kLargestSegment = 1024;
   // A step holds every decoding sequence and one segment at least.
   options.step_tokens = std::max<int64_t>(options.step_tokens, options.max_sequences + 1);
   options.lone_chunk_tokens = std::max(options.lone_chunk_tokens, kLargestSegment);
@@ -59,13 +60,17 @@ absl::StatusOr<int64_t> ResolvePages(const EngineOptions& options, const Model& 
   const AttentionShape shape = model.shape();
   const int64_t heads = int64_t{shape.layers} * shape.kv_heads;
   int64_t bytes = options.kv_bytes;
+  const int64_t available = int64_t(backend.FreeMemory());
+  if (bytes > available) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("--kv-bytes: ", bytes, " bytes are asked for, ", available, " are free"));
+  }
   if (bytes == 0) {
-    const int64_t free_bytes = int64_t(backend.FreeMemory());
     // A CPU's memory is shared with everything else: at most a few whole contexts, and half of it.
     constexpr int64_t kCpuContexts = 4;
     const int64_t contexts =
         kCpuContexts * heads * (options.max_context / kPageTokens + 8) * page_bytes;
-    bytes = cpu ? std::min(free_bytes / 2, contexts) : free_bytes / 100 * 95;
+    bytes = cpu ? std::min(available / 2, contexts) : available / 100 * 95;
   }
   const int64_t pages = std::min<int64_t>(bytes / page_bytes, (int64_t{1} << 31) - 1);
   // A short conversation must fit: one page of tokens, bounds and window queries in every head.
@@ -104,13 +109,16 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
                                                    loaded.config.context));
   }
   loaded.context = loaded.options.max_context;
-  ASSIGN_OR_RETURN(std::unique_ptr<Transformer> model,
-                   Transformer::Load(*checkpoint, choice.backend.get(),
-                                     {.dtype = dtype,
-                                      .step_rows = std::max(loaded.options.step_tokens,
-                                                            loaded.options.lone_chunk_tokens),
-                                      .max_context = loaded.context,
-                                      .max_seqs = loaded.options.max_sequences}));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Transformer> model,
+      Transformer::Load(
+          *checkpoint, choice.backend.get(),
+          {.dtype = dtype,
+           // Every decode and one segment fit without growing.
+           .step_rows = std::max({loaded.options.step_tokens, loaded.options.lone_chunk_tokens,
+                                  loaded.options.max_sequences + kLargestSegment}),
+           .max_context = loaded.context,
+           .max_seqs = loaded.options.max_sequences}));
   loaded.parameters = CountParameters(*model);
   ASSIGN_OR_RETURN(const int64_t pages, ResolvePages(loaded.options, *model, *choice.backend, cpu));
   loaded.tokenizer = std::move(tokenizer);

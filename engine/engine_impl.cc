@@ -355,11 +355,12 @@ absl::Status EngineImpl::Prepare(Sequence* s) {
   s->receipt.seed = s->seed;
   s->receipt.prefill_policy = r.prefill.name;
   s->receipt.kv_policy = r.kv.name;
-  if (const int64_t need = s->cache->WorstCasePages(s->plan); need > pool_->total()) {
+  const int64_t most = pool_->total() - s->cache->pages_held();  // a session's own pages stay
+  if (const int64_t need = s->cache->WorstCasePages(s->plan); need > most) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the request can never fit: it needs up to ", need * pool_->page_bytes(),
-                     " bytes of KV cache, the server has ", pool_->total() * pool_->page_bytes(),
-                     "; shorten the prompt or max_new_tokens, or raise --kv-bytes"));
+                     " bytes of KV cache, the server has ", most * pool_->page_bytes(),
+                     " for it; shorten the prompt or max_new_tokens, or raise --kv-bytes"));
   }
   return absl::OkStatus();
 }

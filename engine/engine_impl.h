@@ -58,6 +58,7 @@ class EngineImpl final : public Engine {
 
   // Engine thread: steps (engine_step.cc).
   void Step();
+  void RefuseWhatCannotStart(const StepPlan& plan);
   bool Admit(Sequence* sequence);
   bool BuildBatch(const StepPlan& plan);
   void RunBatch(const StepPlan& plan);

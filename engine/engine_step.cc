@@ -3,11 +3,18 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_details.h"
 #include "engine/base/status_macros.h"
 #include "engine/engine_impl.h"
 #include "kernels/check.h"
 
 namespace entropyserve {
+namespace {
+
+// When memory may have been given back by a session's end.
+constexpr double kRetrySeconds = 1.0;
+
+}  // namespace
 
 void EngineImpl::Step() {
   worked_ = false;
@@ -17,6 +24,7 @@ void EngineImpl::Step() {
     scheduler_.Requeue(id);
     std::erase_if(plan.work, [id](const StepPlan::Work& work) { return work.id == id; });
   }
+  if (scheduler_.running() == 0) RefuseWhatCannotStart(plan);
   if (plan.work.empty()) return;
   const TimePoint begin = clock_->Now();
   if (!BuildBatch(plan)) return;
@@ -30,6 +38,23 @@ void EngineImpl::Step() {
     constexpr double kWeight = 0.2;
     const double rate = double(prefilled) / seconds;
     prefill_rate_ = prefill_rate_ == 0 ? rate : (1 - kWeight) * prefill_rate_ + kWeight * rate;
+  }
+}
+
+// Nothing runs, so only the deletion of sessions would give memory back: refuse rather than block
+// the queue. What was admitted in `plan` is waiting again, for want of memory for its tables.
+void EngineImpl::RefuseWhatCannotStart(const StepPlan& plan) {
+  std::vector<Sequence*> stuck;
+  for (auto& [id, s] : sequences_) {
+    const bool tried = std::find(plan.admit.begin(), plan.admit.end(), id) != plan.admit.end();
+    if (tried || s->cache->WorstCasePages(s->plan) > pool_->available()) stuck.push_back(s.get());
+  }
+  for (Sequence* s : stuck) {
+    Finish(s, FinishReason::kError,
+           WithRetryAfter(absl::ResourceExhaustedError(
+                              "idle sessions hold the memory that this request needs; "
+                              "delete some, or try again"),
+                          kRetrySeconds));
   }
 }
 
@@ -130,7 +155,6 @@ void EngineImpl::AfterWork(Sequence* s, const StepPlan::Work& work) {
 void EngineImpl::AfterPrefill(Sequence* s) {
   s->prefill_done = clock_->Now();
   if (s->session) {
-    s->session->pending.clear();
     for (int32_t id : s->input) s->session->seen[id] = true;
   }
   const SeqCounters counters = s->cache->ReadCounters();
@@ -227,7 +251,8 @@ void EngineImpl::ReturnCache(Sequence* s, bool failed) {
   Session* const session = s->session;
   if (!session) return;
   if (s->cache->in_turn()) {
-    if (s->prefilling()) {
+    const bool nothing_said = failed && s->generated == 0 && !s->receipt.compressed;
+    if (s->prefilling() || nothing_said) {
       s->cache->RollBack();  // as if the turn had not been
     } else {
       if (!failed) CompressIfWanted(s);

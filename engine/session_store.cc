@@ -38,7 +38,7 @@ absl::StatusOr<Session*> SessionStore::Find(const std::string& owner, const std:
   const auto it = sessions_.find(id);
   if (it == sessions_.end() || it->second->owner != owner || it->second->deleted) {
     return absl::NotFoundError(
-        absl::StrCat("session_id: no session '", id, "'; CreateSession makes one"));
+        absl::StrCat("session_id: no such session; CreateSession makes one"));
   }
   return it->second.get();
 }

@@ -193,6 +193,16 @@ absl::Status CheckIds(const google::protobuf::RepeatedField<int32_t>& ids, int v
 absl::StatusOr<std::vector<int32_t>> EncodeMessages(const v1::Messages& proto,
                                                     const ServedModel& model, bool first_turn) {
   if (!model.chat.ok()) return WithReason(model.chat.status(), kNoChatTemplate);
+  constexpr int kMaxMessages = 65536;  // an empty one takes 2 bytes on the wire and 80 here
+  if (proto.messages_size() > kMaxMessages) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("messages: ", proto.messages_size(), " of at most ", kMaxMessages));
+  }
+  if (proto.messages_size() > 0 && proto.messages().rbegin()->role() == "assistant") {
+    return absl::InvalidArgumentError(absl::StrCat("messages[", proto.messages_size() - 1,
+                                                   "].role: the last message is the assistant's; "
+                                                   "the model answers a user's"));
+  }
   std::vector<ChatMessage> messages;
   messages.reserve(proto.messages_size());
   for (const v1::Message& message : proto.messages()) {

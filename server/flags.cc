@@ -130,6 +130,7 @@ absl::Status ValidateCounts(const ServerFlags& flags) {
   for (const auto& [flag, value] : not_negative) {
     RETURN_IF_ERROR(Require(value >= 0, flag, "expected 0 or more"));
   }
+  RETURN_IF_ERROR(Require(flags.max_sequences <= 4096, "max-sequences", "expected 1 to 4096"));
   return Require(flags.threads >= 0 && flags.threads <= 4096, "threads", "expected 0 to 4096");
 }
 

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "engine/text/utf8.h"
 #include "entropyserve/v1/entropyserve.grpc.pb.h"
@@ -78,6 +79,16 @@ absl::Status TokenizeText(const ServedModel& model, const v1::TokenizeRequest& r
 absl::Status DetokenizeIds(const ServedModel& model, const v1::DetokenizeRequest& request,
                            v1::DetokenizeResponse* response) {
   RETURN_IF_ERROR(CheckIds(request.ids(), model.vocab_size(), "ids"));
+  // A packed id is a byte or two on the wire and may be a long word: bound the answer, not the
+  // message.
+  constexpr size_t kMaxAnswerBytes = size_t{16} << 20;
+  size_t bytes = 0;
+  for (const int32_t id : request.ids()) bytes += model.tokenizer->TokenBytes(id).size();
+  if (bytes > kMaxAnswerBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("ids: their text has ", bytes,
+                                                   " bytes of at most ", kMaxAnswerBytes,
+                                                   "; send fewer at a time"));
+  }
   for (const int32_t id : request.ids()) {
     if (request.skip_special() && model.tokenizer->IsControl(id)) continue;
     response->mutable_raw()->append(model.tokenizer->TokenBytes(id));

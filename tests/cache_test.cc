@@ -127,12 +127,12 @@ class Fixture {
       }
       ASSERT_EQ(next.size(), kept.size()) << "a token twice";
       if (kv.rule != KvRule::kAdaKv) {
-        ASSERT_EQ(int64_t(kept.size()),
-                  std::min<int64_t>(kv.budget, int64_t(reference->heads[head].size())));
+        ASSERT_EQ(int64_t(kept.size()), std::min<int64_t>(cache.ResolveBudget(kv),
+                                                          int64_t(reference->heads[head].size())));
       }
       layer_total += int64_t(kept.size());
       if ((head + 1) % kShape.kv_heads == 0) {
-        ASSERT_LE(layer_total, int64_t{kv.budget} * kShape.kv_heads);
+        ASSERT_LE(layer_total, cache.ResolveBudget(kv) * kShape.kv_heads);
         layer_total = 0;
       }
       // The window's tokens stay.
@@ -165,10 +165,13 @@ TurnPlan RandomPlan(std::mt19937* random) {
   constexpr KvRule kRules[] = {KvRule::kFull, KvRule::kLatent, KvRule::kSnapKv, KvRule::kAdaKv};
   PrefillParams prefill = SparsePrefill();
   prefill.full = in(0, 1) == 0;
+  KvParams kv = Kv(kRules[in(0, 3)], in(20, 90));
+  if (in(0, 3) == 0)
+    kv.fraction = 0.05f * float(in(1, 12));  // a budget that grows with the positions
   return {.prompt = in(1, 200),
           .max_new = in(0, 60),
           .prefill = prefill,
-          .kv = Kv(kRules[in(0, 3)], in(20, 90)),
+          .kv = kv,
           .keep = true,
           .trace = in(0, 3) == 0};
 }
@@ -338,6 +341,39 @@ TEST(SequenceCacheTest, CompressionReturnsItsSurplusAtOnce) {
   // 40 kept and 46 more to come: two pages a head.
   EXPECT_EQ(fixture.pool().available(), fixture.pool().total() - kHeads * 2);
   EXPECT_EQ(cache->kv_bytes(), kHeads * fixture.pool().page_bytes());
+}
+
+// Compressed after the gap and again at the end, when the fraction's budget has grown.
+TEST(SequenceCacheTest, AGrowingBudgetStaysWithinTheReservation) {
+  Fixture fixture;
+  std::mt19937 random(12);
+  auto cache = fixture.NewCache();
+  Reference reference;
+  KvParams kv{.rule = KvRule::kLatent, .budget = 60, .fraction = 0.5f, .gap = 4, .window = 4};
+  const TurnPlan plan{
+      .prompt = 128, .max_new = 1024, .prefill = SparsePrefill(), .kv = kv, .keep = true};
+  ASSERT_TRUE(cache->BeginTurn(plan).ok());
+  fixture.Write(cache.get(), &reference, 1, 128, &random);
+  cache->EndPrefill();
+  fixture.Write(cache.get(), &reference, 1, kv.gap, &random);
+  ASSERT_TRUE(cache->WantsCompression(kv));
+  cache->Compress(kv);
+  fixture.FollowCompression(*cache, &reference, kv, 132);
+  for (int i = kv.gap; i < 1023; ++i) fixture.Write(cache.get(), &reference, 1, 1, &random);
+  ASSERT_TRUE(cache->WantsCompression(kv));
+  cache->Compress(kv);
+  fixture.FollowCompression(*cache, &reference, kv, 1151);
+  EXPECT_EQ(cache->MaxLength(), 576);  // half of 1151 positions, rounded up
+  cache->EndTurn();
+  fixture.ExpectEqual(*cache, reference);
+}
+
+TEST(SequenceCacheTest, AShortTurnIsNotChargedAWholeBudget) {
+  Fixture fixture;
+  auto cache = fixture.NewCache();
+  const TurnPlan plan{
+      .prompt = 50, .max_new = 14, .prefill = {.full = true}, .kv = Kv(KvRule::kLatent, 1 << 20)};
+  EXPECT_LE(cache->WorstCasePages(plan), 6 * kHeads);
 }
 
 TEST(SequenceCacheTest, BudgetAtOrAboveTheLengthChangesNothing) {

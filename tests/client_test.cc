@@ -153,6 +153,9 @@ TEST(ClientOptionsTest, FilesAreChecked) {
   ClientOptions options;
   options.tls_ca = "/no/such/file";
   EXPECT_EQ(Client::Create(options).status().code(), absl::StatusCode::kNotFound);
+  ClientOptions newline;
+  newline.api_key = "key\n";  // on which gRPC would abort
+  EXPECT_EQ(Client::Create(newline).status().code(), absl::StatusCode::kInvalidArgument);
   options.tls_ca.clear();
   options.tls_cert = "cert";
   EXPECT_EQ(Client::Create(options).status().code(), absl::StatusCode::kInvalidArgument);

@@ -345,6 +345,26 @@ TEST_F(ContractTest, TokenizeAndDetokenizeAreInverse) {
   EXPECT_EQ(text.raw(), request.text());
 }
 
+// A packed id is a byte or two and may stand for a long word: the answer is bounded too.
+TEST_F(ContractTest, DetokenizeBoundsItsAnswer) {
+  v1::TokenizeRequest request;
+  request.set_text(" freedom");
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext first;
+  ASSERT_TRUE(stub_->Tokenize(&first, request, &tokens).ok());
+  v1::DetokenizeRequest back;
+  const size_t repeats = (size_t{17} << 20) / request.text().size();
+  back.mutable_ids()->Reserve(static_cast<int>(repeats) * tokens.ids_size());
+  for (size_t i = 0; i < repeats; ++i) {
+    for (const int32_t id : tokens.ids()) back.add_ids(id);
+  }
+  v1::DetokenizeResponse text;
+  grpc::ClientContext second;
+  const grpc::Status status = stub_->Detokenize(&second, back, &text);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_NE(status.error_message().find("ids:"), std::string::npos) << status.error_message();
+}
+
 TEST_F(ContractTest, DetokenizeRepairsHalfCharactersAndChecksIds) {
   v1::TokenizeRequest request;
   request.set_text("\xF0\x93\x80\x80");  // a hieroglyph, which takes several tokens

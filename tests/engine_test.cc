@@ -446,6 +446,42 @@ TEST_F(EngineTest, CompressedSessionsStayWithinTheirBudget) {
   EXPECT_EQ(model_->corruptions(), 0);
 }
 
+TEST_F(EngineTest, ParkedSessionsThatHoldTheMemoryDoNotBlockTheQueue) {
+  Start({}, 313);
+  const std::string id = engine_->CreateSession("")->id;
+  EngineRequest first = Request(Prompt(1, 3000), 1);
+  first.session_id = id;
+  ASSERT_TRUE(Run(std::move(first))->Wait().status.ok());  // 47 pages in each of 4 heads stay
+  auto giant = Run(Request(Prompt(2, 2500), 5));
+  auto small = Run(Request(Prompt(3, 20), 5));
+  const FinishedEvent refused = giant->Wait();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused.status)) << refused.status;
+  EXPECT_TRUE(IsRetryable(refused.status)) << "deleting a session would help";
+  EXPECT_TRUE(small->Wait().status.ok());
+  // The session's own next turn can never fit beside what the session holds: that does not pass.
+  // 18 + 1 + 3 pages in each head and 2 x 19 in transit: 126, and 125 are left beside it.
+  EngineRequest second = Request(Prompt(4, 1090), 5);
+  second.session_id = id;
+  const FinishedEvent never = Run(std::move(second))->Wait();
+  EXPECT_TRUE(absl::IsResourceExhausted(never.status)) << never.status;
+  EXPECT_FALSE(IsRetryable(never.status));
+  EXPECT_TRUE(engine_->DeleteSession("", id).ok());
+  EXPECT_TRUE(Run(Request(Prompt(2, 2500), 5))->Wait().status.ok());
+  ExpectBaseline();
+}
+
+TEST_F(EngineTest, TheSmallestPenaltyStillGivesAToken) {
+  Start();
+  EngineRequest r = Request(Prompt(6, 40), 10);
+  r.sampling.temperature = 1.0f;
+  r.sampling.repetition_penalty = std::numeric_limits<float>::min();
+  r.sampling.presence_penalty = -2.0f;
+  auto sink = Run(std::move(r));
+  EXPECT_TRUE(sink->Wait().status.ok());
+  EXPECT_EQ(sink->ids.size(), 10u);
+  ExpectBaseline();
+}
+
 TEST_F(EngineTest, DrainFinishesWhatRunsAndRefusesTheRest) {
   Start();
   auto sink = Run(Request(Prompt(1, 200), 20));

@@ -181,6 +181,9 @@ TEST_F(StreamTest, PromptErrorsNameTheField) {
   EXPECT_THAT(message(request), StartsWith("messages"));
   request.mutable_messages()->add_messages()->set_role("wizard");
   EXPECT_THAT(message(request), StartsWith("messages[0].role"));
+  request.mutable_messages()->mutable_messages(0)->set_role("user");
+  request.mutable_messages()->add_messages()->set_role("assistant");
+  EXPECT_THAT(message(request), StartsWith("messages[1].role"));
   request = TextRequest();
   request.set_request_id(std::string(200, 'a'));
   EXPECT_THAT(message(request), StartsWith("request_id:"));

@@ -55,8 +55,12 @@ TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
   t.live = plan.prompt + plan.max_new;
   if (plan.kv.rule == KvRule::kFull) return t;
   const int64_t gap = plan.kv.rule == KvRule::kSnapKv ? 0 : plan.kv.gap;
-  t.kept = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
-  t.longest = plan.kv.rule == KvRule::kAdaKv ? t.kept * before.kv_heads : t.kept;
+  // No head keeps more than it has.
+  const int64_t most = before.longest_head + plan.prompt + plan.max_new;
+  const int64_t budget = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
+  const bool shared = plan.kv.rule == KvRule::kAdaKv;
+  t.kept = std::min(budget, most);
+  t.longest = std::min(shared ? budget * before.kv_heads : budget, most);
   // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
   // stays shorter until then keeps growing to the end of the turn.
   const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
@@ -92,8 +96,8 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
   const int64_t live = PagesFor(t.live);
-  // A kept turn that is repacked copies the page that the past ends in; a fork does not get that page
-  // back.
+  // A kept turn that is repacked copies the page that the past ends in; a fork does not get that
+  // page back.
   const int64_t copied = plan.keep ? 1 : 0;
   const int64_t per_head =
       std::max(live + copied, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
@@ -101,22 +105,6 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
   const int64_t transit =
       std::max<int64_t>(compresses ? PagesFor(t.kept) + 1 : 0, plan.keep ? live + 1 : 0);
   return heads_total() * per_head + shape_.kv_heads * transit;
-}
-
-int64_t SequenceCache::MetadataBytes(const TurnPlan& plan) const {
-  const TurnLengths t =
-      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
-  int64_t past = 0;
-  for (const Head& head : heads_) past = std::max<int64_t>(past, head.past);
-  const int64_t pages =
-      PagesFor(past) + PagesFor(t.live + t.rest) +
-      PagesFor(plan.kv.rule == KvRule::kAdaKv ? t.kept * shape_.kv_heads : t.kept) + 2;
-  int64_t bytes = pages + BoundsPages(plan) + WindowPages(plan, shape_.group());
-  bytes = bytes * sizeof(int32_t) + sizeof(HeadLength) + sizeof(HeadState);
-  if (plan.trace) bytes += 12 * CeilDiv<int64_t>(plan.prompt, plan.prefill.segment);
-  const int64_t capacity = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
-  return heads_total() * bytes + ScratchSize(shape_.kv_heads, capacity) * int64_t{sizeof(int32_t)} +
-         int64_t{sizeof(SeqCounters)};
 }
 
 int64_t SequenceCache::TablePages(int64_t turn, int64_t kept) const {
@@ -300,7 +288,9 @@ void SequenceCache::Compress(const KvParams& kv) {
     held += int64_t(head.pages.size());
     need += PagesFor(head.base + rest);
   }
-  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(budget) + 1) : 0;
+  // The turn's last compression may keep more: a fraction grows with the positions.
+  const int64_t last_budget = Budget(kv, turn_begin_position_ + plan_.prompt + plan_.max_new);
+  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_budget) + 1) : 0;
   SetReservation(std::min(reservation_, need - held + transit));
   UploadAll();
 }

@@ -37,8 +37,6 @@ class SequenceCache {
   // Pages a turn may take beyond what is cached already, at worst: turn pages or what is left after
   // compression, block bounds, window queries, and one layer's compaction target.
   int64_t WorstCasePages(const TurnPlan& plan) const;
-  // Bytes of tables and states that BeginTurn allocates.
-  int64_t MetadataBytes(const TurnPlan& plan) const;
 
   // Reserves the worst case and allocates tables. RESOURCE_EXHAUSTED when pages or memory are not
   // there now; nothing has changed then.

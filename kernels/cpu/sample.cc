@@ -146,6 +146,7 @@ class Sampler {
 
   float Penalize(float x, uint32_t history) const {
     x = x > 0 ? x / row_.repetition : x * row_.repetition;
+    x = std::min(x, std::numeric_limits<float>::max());  // a tiny penalty must not make it infinite
     const uint32_t count = history & ~kInSession;
     if (count > 0) x -= row_.presence + row_.frequency * float(count);
     return x;

@@ -86,6 +86,7 @@ __device__ double BlockSumDouble(double x, Shared& shared) {
 
 __device__ float Penalize(const SampleRow& row, float x, uint32_t history) {
   x = x > 0 ? x / row.repetition : x * row.repetition;
+  x = fminf(x, FLT_MAX);  // a tiny penalty must not make it infinite
   const uint32_t count = history & ~kInSession;
   if (count > 0) x -= row.presence + row.frequency * float(count);
   return x;
