@@ -41,7 +41,6 @@ struct Sequence {
 
   TimePoint submitted{}, started{}, prefill_done{}, first_token{};
   Receipt receipt;
-  std::vector<int32_t> kept_layers;
   std::shared_ptr<Trace> trace;
 
   bool prefilling() const { return prefilled < int64_t(input.size()); }
