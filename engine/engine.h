@@ -7,14 +7,17 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/observer.h"
 #include "engine/policy/policy.h"
 #include "engine/receipt.h"
 #include "engine/sampling.h"
@@ -92,6 +95,28 @@ struct EngineOptions {
   int64_t lone_chunk_tokens = 0;            // chunk of a prefill that runs alone; 0: the same
   int64_t max_whole_prompt_tokens = 32768;  // limit of preset entropy_paper
   int64_t max_sessions = 10000;
+
+  // Idle sessions live in pages of the pool, then in host memory, then in files; each tier has a
+  // limit in bytes, and the session that was used longest ago moves on first. What no tier can take
+  // is dropped, and its next use is SESSION_LOST.
+  double session_ttl_seconds = 0;    // an idle session is dropped after this time; 0: never
+  int64_t session_device_bytes = 0;  // of idle sessions in the pool; 0: as much as is not needed
+  int64_t session_host_bytes = 0;    // 0: no host tier
+  std::string session_dir;           // empty: no files
+  int64_t session_dir_bytes = 0;     // 0: no limit but the disk's
+
+  // Of one owner (EngineRequest::owner); 0: no limit.
+  int64_t max_owner_queue_tokens = 0;   // prompt tokens in the queue
+  int64_t max_owner_requests = 0;       // queued and running
+  int64_t max_owner_session_bytes = 0;  // KV bytes of its sessions, in all tiers
+  // A request whose deadline lies before its estimated first token is refused at once.
+  bool refuse_late = false;
+};
+
+// A part of the memory that the engine holds or has promised.
+struct MemoryEntry {
+  std::string name;  // "weights", "kv_pages", "activations", "session_host", ...
+  int64_t bytes = 0;
 };
 
 // A moment's load, consistent in itself.
@@ -103,7 +128,11 @@ struct EngineStats {
           failed = 0;  // since start; admitted is the sum of
                        // the others, running and waiting
   int64_t prompt_tokens = 0, generated_tokens = 0, steps = 0;
-  int64_t sessions = 0;
+  int64_t sessions = 0;  // all tiers
+  // By tier, in the order of SessionTier.
+  int64_t tier_sessions[kSessionTiers] = {};
+  int64_t tier_bytes[kSessionTiers] = {};
+  std::vector<MemoryEntry> memory;  // the ledger; its sum is what the engine holds
 };
 
 struct SessionInfo {
@@ -115,7 +144,38 @@ struct SessionInfo {
   bool busy = false;
   double idle_seconds = 0;
   std::string kv_policy;
+  SessionTier tier = SessionTier::kDevice;
 };
+
+// Reads one text under two policies and compares the predictions. Tokens before `decode_from` are a
+// prompt; from there on each is fed alone, as if it had been generated, so that the KV policy has
+// its effect.
+struct CompareRequest {
+  std::vector<int32_t> tokens;         // at least two
+  int64_t score_from = 0;              // first position whose prediction is compared
+  int64_t decode_from = 0;             // 0: everything is prompt
+  PrefillPolicy prefill_a, prefill_b;  // a is the reference
+  KvPolicy kv_a, kv_b;
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
+};
+
+// The predictions of the token at position + 1.
+struct ComparePosition {
+  int64_t position = 0;
+  double kl = 0;  // KL(a || b), nats
+  bool top1_equal = false;
+  double logprob_a = 0, logprob_b = 0;  // of the token that follows
+};
+
+struct CompareResult {
+  double attention_flops_a = 0, attention_flops_b = 0;  // of the prefill, as in Receipt
+  double attention_flops_dense = 0;
+  double prefill_seconds_a = 0, prefill_seconds_b = 0;  // each policy's steps, timed apart
+  int64_t kv_bytes_a = 0, kv_bytes_b = 0;               // at the end
+};
+
+// Called on the engine thread, in order of position; false cancels.
+using CompareSink = std::function<bool(std::span<const ComparePosition>)>;
 
 // Thread-safe.
 class Engine {
@@ -145,6 +205,12 @@ class Engine {
   // New requests are refused from now on; returns once nothing is running or `deadline` passed,
   // after which what is left is cancelled.
   virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;
+
+  // Blocks until done; other requests are served between its steps. INVALID_ARGUMENT,
+  // RESOURCE_EXHAUSTED as for Submit; CANCELLED: the sink said so.
+  virtual absl::StatusOr<CompareResult> Compare(CompareRequest /*request*/, CompareSink /*sink*/) {
+    return absl::UnimplementedError("this engine cannot compare policies");
+  }
 
   // Sessions. Owner must match, otherwise NOT_FOUND (so that ids cannot be probed).
   virtual absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) = 0;

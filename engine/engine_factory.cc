@@ -126,7 +126,8 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
                                               .model = std::move(model),
                                               .tokenizer = loaded.tokenizer,
                                               .options = loaded.options,
-                                              .pages = pages}));
+                                              .pages = pages,
+                                              .observer = config.observer}));
   return loaded;
 }
 

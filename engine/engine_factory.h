@@ -24,6 +24,7 @@ struct EngineConfig {
   EngineOptions options;
   // See MakeBackend.
   std::function<void(const std::string&)> on_device_error = nullptr;
+  std::shared_ptr<EngineObserver> observer = nullptr;  // may be null
 };
 
 struct LoadedEngine {
@@ -50,7 +51,10 @@ struct EngineParts {
   std::shared_ptr<Tokenizer> tokenizer;
   std::shared_ptr<Clock> clock = std::make_shared<Clock>();
   EngineOptions options;
-  int64_t pages = 0;  // of the KV pool
+  int64_t pages = 0;                                   // of the KV pool
+  std::shared_ptr<EngineObserver> observer = nullptr;  // null: nobody
+  // Names the weights: a session file written under another identity is not read.
+  std::string model_identity;
 };
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(EngineParts parts);
 

@@ -48,6 +48,7 @@ EngineImpl::EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool)
       backend_(std::move(parts.backend)),
       model_(std::move(parts.model)),
       pool_(std::move(pool)),
+      observer_(parts.observer ? std::move(parts.observer) : std::make_shared<EngineObserver>()),
       context_(options_.max_context > 0 ? options_.max_context : model_->config().context),
       end_ids_(EndIds(model_->config(), *tokenizer_)),
       scheduler_(SchedulerOptionsOf(options_)),
@@ -390,6 +391,9 @@ void EngineImpl::PublishStats() {
   counts_.weight_bytes = model_->weight_bytes();
   counts_.activation_bytes = model_->activation_bytes();
   counts_.sessions = sessions_.size();
+  counts_.memory = {{"weights", counts_.weight_bytes},
+                    {"kv_pages", counts_.pages_total * counts_.page_bytes},
+                    {"activations", counts_.activation_bytes}};
   constexpr double kShortestRetry = 0.5;  // seconds
   const double backlog =
       EstimateSeconds(scheduler_.waiting_tokens() + scheduler_.prefill_backlog());

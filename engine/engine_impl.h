@@ -82,6 +82,7 @@ class EngineImpl final : public Engine {
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Model> model_;
   const std::unique_ptr<PagePool> pool_;
+  const std::shared_ptr<EngineObserver> observer_;  // never null
   const int64_t context_;
   const std::vector<int32_t> end_ids_;
 

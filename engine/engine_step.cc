@@ -31,9 +31,16 @@ void EngineImpl::Step() {
   RunBatch(plan);
   ++counts_.steps;
   // The rate that estimates are made of: of steps that mostly prefill.
-  int64_t prefilled = 0;
-  for (const StepPlan::Work& work : plan.work) prefilled += work.prefill ? work.tokens : 0;
+  int64_t prefilled = 0, prefills = 0;
+  for (const StepPlan::Work& work : plan.work) {
+    prefilled += work.prefill ? work.tokens : 0;
+    prefills += work.prefill;
+  }
   const double seconds = Seconds(begin, clock_->Now());
+  observer_->OnStep({.seconds = seconds,
+                     .prefill_tokens = prefilled,
+                     .decodes = int64_t(plan.work.size()) - prefills,
+                     .prefills = prefills});
   if (2 * prefilled > step_.batch().rows && seconds > 0) {
     constexpr double kWeight = 0.2;
     const double rate = double(prefilled) / seconds;
@@ -188,8 +195,11 @@ void EngineImpl::AfterPrefill(Sequence* s) {
 void EngineImpl::CompressIfWanted(Sequence* s) {
   if (!s->cache->WantsCompression(s->request.kv.params)) return;
   s->receipt.kv_bytes_before = s->cache->kv_bytes();
+  const TimePoint begin = clock_->Now();
   s->cache->Compress(s->request.kv.params);
   s->receipt.kv_bytes_after = s->cache->kv_bytes();
+  observer_->OnCompress(Seconds(begin, clock_->Now()), s->receipt.kv_bytes_before,
+                        s->receipt.kv_bytes_after);
   s->receipt.compressed = true;
   if (!s->trace) return;
   s->trace->kept_positions.clear();
