@@ -109,7 +109,9 @@ struct EngineOptions {
   int64_t max_owner_queue_tokens = 0;   // prompt tokens in the queue
   int64_t max_owner_requests = 0;       // queued and running
   int64_t max_owner_session_bytes = 0;  // KV bytes of its sessions, in all tiers
-  // A request whose deadline lies before its estimated first token is refused at once.
+  // A request whose deadline lies before its estimated first token is refused at once, unless the
+  // engine is idle: DEADLINE_EXCEEDED when its own prompt takes too long, RESOURCE_EXHAUSTED (to be
+  // retried) when what is ahead of it does.
   bool refuse_late = false;
 };
 
@@ -184,9 +186,9 @@ class Engine {
 
   // Queues `request`; events go to `sink`, which stays alive until OnFinished returned.
   // INVALID_ARGUMENT: a field, named; a prompt longer than the context. RESOURCE_EXHAUSTED: the
-  // queue is full (IsRetryable(status)), or the request can never fit (not retryable; need and have
-  // are said). FAILED_PRECONDITION: SESSION_BUSY, SESSION_LOST. NOT_FOUND: session. UNAVAILABLE:
-  // draining.
+  // queue or the owner's quota is full (IsRetryable(status)), or the request can never fit (not
+  // retryable; need and have are said). FAILED_PRECONDITION: SESSION_BUSY, SESSION_LOST. NOT_FOUND:
+  // session. UNAVAILABLE: draining.
   virtual absl::StatusOr<RequestId> Submit(EngineRequest request,
                                            std::shared_ptr<EventSink> sink) = 0;
 

@@ -55,6 +55,8 @@ struct EngineParts {
   std::shared_ptr<EngineObserver> observer = nullptr;  // null: nobody
   // Names the weights: a session file written under another identity is not read.
   std::string model_identity;
+  // For tests: no thread is started; EngineImpl::RunOnce does its work.
+  bool manual = false;
 };
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(EngineParts parts);
 

@@ -51,12 +51,14 @@ EngineImpl::EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool)
       observer_(parts.observer ? std::move(parts.observer) : std::make_shared<EngineObserver>()),
       context_(options_.max_context > 0 ? options_.max_context : model_->config().context),
       end_ids_(EndIds(model_->config(), *tokenizer_)),
+      manual_(parts.manual),
       scheduler_(SchedulerOptionsOf(options_)),
       sessions_(clock_.get(), options_.max_sessions),
       step_(backend_.get()),
-      seed_state_(RandomSeed()) {
+      seed_state_(RandomSeed()),
+      quotas_(options_) {
   PublishStats();
-  thread_ = std::thread([this] { Run(); });
+  if (!manual_) thread_ = std::thread([this] { Run(); });
 }
 
 EngineImpl::~EngineImpl() {
@@ -65,7 +67,12 @@ EngineImpl::~EngineImpl() {
     stop_ = true;
     wake_.NotifyAll();
   }
-  thread_.join();
+  if (manual_) {
+    RunInbox();
+    CancelAll();
+  } else {
+    thread_.join();
+  }
   sessions_.Clear();
 }
 
@@ -117,6 +124,7 @@ absl::StatusOr<RequestId> EngineImpl::Submit(EngineRequest request,
   MutexLock lock(&mutex_);
   if (stop_ || draining_)
     return absl::UnavailableError("the server is shutting down; use another one");
+  RETURN_IF_ERROR(quotas_.Check(sequence->request.owner, tokens, retry_after_));
   if (queued_requests_ >= options_.max_queue_requests) {
     return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
                               "the queue holds ", queued_requests_, " requests, its limit")),
@@ -133,6 +141,7 @@ absl::StatusOr<RequestId> EngineImpl::Submit(EngineRequest request,
   ++queued_requests_;
   ++open_requests_;
   queued_tokens_ += tokens;
+  quotas_.Queued(sequence->request.owner, tokens);
   // std::function needs something it can copy.
   auto shared = std::make_shared<std::unique_ptr<Sequence>>(std::move(sequence));
   inbox_.push_back([this, shared] { Enqueue(std::move(*shared)); });
@@ -150,6 +159,7 @@ template <typename T>
 T EngineImpl::Call(std::function<T()> task) {
   std::promise<T> promise;
   Post([&] { promise.set_value(task()); });
+  if (manual_) RunInbox();
   return promise.get_future().get();
 }
 
@@ -181,18 +191,15 @@ void EngineImpl::Drain(TimePoint deadline) {
     }
     if (open_requests_ == 0) return;
   }
-  Post([this] {
-    while (!sequences_.empty()) {
-      Finish(sequences_.begin()->second.get(), FinishReason::kCancelled,
-             absl::UnavailableError("the server is shutting down"));
-    }
-  });
+  Post([this] { CancelAll(); });
+  if (manual_) RunInbox();
   MutexLock lock(&mutex_);
   while (open_requests_ > 0) idle_.Wait(&mutex_);
 }
 
 absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) {
   return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
+    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
     ASSIGN_OR_RETURN(Session * session,
                      sessions_.Create(owner, std::make_unique<SequenceCache>(
                                                  backend_.get(), pool_.get(), model_->shape())));
@@ -227,6 +234,7 @@ absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
           absl::FailedPreconditionError("session_id: a request is running in this session"),
           kSessionBusy);
     }
+    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
     ASSIGN_OR_RETURN(Session * fork, sessions_.Create(owner, session->cache->Fork()));
     fork->pending = session->pending;
     fork->seen = session->seen;
@@ -264,6 +272,18 @@ void EngineImpl::Run() {
     Step();
     PublishStats();
   }
+  CancelAll();
+}
+
+void EngineImpl::RunOnce() {
+  Check(manual_, "the engine has a thread");
+  RunInbox();
+  ExpireDeadlines();
+  Step();
+  PublishStats();
+}
+
+void EngineImpl::CancelAll() {
   while (!sequences_.empty()) {
     Finish(sequences_.begin()->second.get(), FinishReason::kCancelled,
            absl::UnavailableError("the server is shutting down"));
@@ -277,7 +297,7 @@ bool EngineImpl::RunInbox() {
     MutexLock lock(&mutex_);
     // Nothing to run: sleep until somebody posts, but look at deadlines now and then.
     constexpr auto kIdlePoll = std::chrono::milliseconds(50);
-    if (inbox_.empty() && !stop_ && !worked_) {
+    if (inbox_.empty() && !stop_ && !worked_ && !manual_) {
       if (sequences_.empty()) {
         while (inbox_.empty() && !stop_) wake_.Wait(&mutex_);
       } else {
@@ -302,6 +322,10 @@ void EngineImpl::Enqueue(std::unique_ptr<Sequence> sequence) {
   const PrefillParams& p = s->request.prefill.params;
   const int64_t ahead = scheduler_.waiting();
   const int64_t backlog = scheduler_.waiting_tokens() + scheduler_.prefill_backlog();
+  if (absl::Status status = RefuseLate(*s, EstimateSeconds(backlog)); !status.ok()) {
+    Finish(s, FinishReason::kError, status);
+    return;
+  }
   scheduler_.Enqueue({.id = s->id,
                       .prompt = int64_t(s->input.size()),
                       .pages = s->cache->WorstCasePages(s->plan),
@@ -331,6 +355,7 @@ absl::Status EngineImpl::Prepare(Sequence* s) {
       return absl::InvalidArgumentError(absl::StrCat("policy.prefill: ", r.prefill.name,
                                                      " works in a session's first turn only"));
     }
+    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(r.owner)));
     session->busy = true;
     s->session = session;
     s->cache = session->cache.get();
@@ -364,6 +389,34 @@ absl::Status EngineImpl::Prepare(Sequence* s) {
                      " for it; shorten the prompt or max_new_tokens, or raise --kv-bytes"));
   }
   return absl::OkStatus();
+}
+
+// A request that will not see its first token in time is told so at once, and costs nobody
+// anything. An idle engine refuses nobody: only by trying does it learn how fast it is.
+absl::Status EngineImpl::RefuseLate(const Sequence& s, double backlog_seconds) const {
+  if (!options_.refuse_late || scheduler_.waiting() + scheduler_.running() == 0)
+    return absl::OkStatus();
+  const double left = Seconds(clock_->Now(), s.request.deadline);
+  const double alone = EstimateSeconds(int64_t(s.input.size()));
+  if (alone > left) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the deadline is in ", left, " seconds, and reading the prompt takes about ",
+                     alone, "; give it more time or shorten the prompt"));
+  }
+  if (backlog_seconds + alone <= left) return absl::OkStatus();
+  return WithRetryAfter(
+      absl::ResourceExhaustedError(
+          absl::StrCat("the queue is too long for the deadline: the first token is expected in ",
+                       backlog_seconds + alone, " seconds, the deadline is in ", left)),
+      backlog_seconds + alone - left);
+}
+
+int64_t EngineImpl::SessionBytes(const std::string& owner) {
+  if (options_.max_owner_session_bytes == 0) return 0;
+  int64_t bytes = 0;
+  for (const Session* session : sessions_.List(owner))
+    bytes += sessions_.Describe(*session).kv_bytes;
+  return bytes;
 }
 
 void EngineImpl::ExpireDeadlines() {

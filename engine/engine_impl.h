@@ -14,6 +14,7 @@
 #include "engine/cache/page_pool.h"
 #include "engine/engine.h"
 #include "engine/engine_factory.h"
+#include "engine/owner_quotas.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "engine/session_store.h"
@@ -38,6 +39,9 @@ class EngineImpl final : public Engine {
   absl::StatusOr<SessionInfo> ForkSession(const std::string& owner, const std::string& id) override;
   absl::Status DeleteSession(const std::string& owner, const std::string& id) override;
 
+  // Of an engine without a thread (EngineParts::manual): does what has been posted, then one step.
+  void RunOnce();
+
  private:
   using Task = std::function<void()>;
 
@@ -51,8 +55,11 @@ class EngineImpl final : public Engine {
   // Engine thread: requests (engine_impl.cc).
   void Run();
   bool RunInbox();  // false: stop
+  void CancelAll();
   void Enqueue(std::unique_ptr<Sequence> sequence);
   absl::Status Prepare(Sequence* sequence);
+  absl::Status RefuseLate(const Sequence& sequence, double backlog_seconds) const;
+  int64_t SessionBytes(const std::string& owner);
   void ExpireDeadlines();
   void PublishStats();
 
@@ -85,6 +92,7 @@ class EngineImpl final : public Engine {
   const std::shared_ptr<EngineObserver> observer_;  // never null
   const int64_t context_;
   const std::vector<int32_t> end_ids_;
+  const bool manual_;  // no thread: RunOnce and the calls themselves do its work
 
   // Engine thread only.
   Scheduler scheduler_;
@@ -108,6 +116,7 @@ class EngineImpl final : public Engine {
   int64_t queued_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t open_requests_ ABSL_GUARDED_BY(mutex_) = 0;  // submitted and not yet finished
   double retry_after_ ABSL_GUARDED_BY(mutex_) = 1.0;   // seconds
+  OwnerQuotas quotas_ ABSL_GUARDED_BY(mutex_);
   EngineStats stats_ ABSL_GUARDED_BY(mutex_);
 
   std::thread thread_;  // last: it uses everything above

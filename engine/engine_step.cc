@@ -89,6 +89,7 @@ bool EngineImpl::Admit(Sequence* s) {
   MutexLock lock(&mutex_);
   --queued_requests_;
   queued_tokens_ -= tokens;
+  quotas_.Admitted(s->request.owner, tokens);
   return true;
 }
 
@@ -310,7 +311,9 @@ void EngineImpl::Finish(Sequence* s, FinishReason reason, absl::Status status,
   if (!s->admitted) {
     --queued_requests_;
     queued_tokens_ -= tokens;
+    quotas_.Admitted(s->request.owner, tokens);
   }
+  quotas_.Finished(s->request.owner);
   if (--open_requests_ == 0) idle_.NotifyAll();
 }
 

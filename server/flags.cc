@@ -73,6 +73,17 @@ void AddQueueFlags(FlagSet* set, ServerFlags* flags) {
   set->Add("max-queue-requests", &flags->max_queue_requests, "requests waiting for the engine");
   set->Add("max-queue-tokens", &flags->max_queue_tokens, "prompt tokens waiting for the engine");
   set->Add("max-sequences", &flags->max_sequences, "requests running at the same time");
+  set->Add("refuse-late-requests", &flags->refuse_late_requests,
+           "refuse at once what will not see its first token before its deadline");
+  set->Section("Quotas of one key (or client certificate; without auth all callers are one)");
+  set->Add("max-key-requests", &flags->max_key_requests,
+           "requests queued and running; 0: no limit of its own");
+  set->Add("max-key-queue-tokens", &flags->max_key_queue_tokens,
+           "prompt tokens waiting for the engine; 0: the same");
+  set->AddBytes("max-key-session-bytes", &flags->max_key_session_bytes,
+                "KV cache of its sessions; 0: the same");
+  set->Add("max-key-streams", &flags->max_key_streams,
+           "Generate calls open at the same time; 0: the same");
 }
 
 void AddEngineFlags(FlagSet* set, ServerFlags* flags) {
@@ -126,6 +137,10 @@ absl::Status ValidateCounts(const ServerFlags& flags) {
       {"step-tokens", static_cast<double>(flags.step_tokens)},
       {"lone-chunk-tokens", static_cast<double>(flags.lone_chunk_tokens)},
       {"kv-bytes", static_cast<double>(flags.kv_bytes)},
+      {"max-key-requests", static_cast<double>(flags.max_key_requests)},
+      {"max-key-queue-tokens", static_cast<double>(flags.max_key_queue_tokens)},
+      {"max-key-session-bytes", static_cast<double>(flags.max_key_session_bytes)},
+      {"max-key-streams", static_cast<double>(flags.max_key_streams)},
       {"max-context", static_cast<double>(flags.max_context)}};
   for (const auto& [flag, value] : not_negative) {
     RETURN_IF_ERROR(Require(value >= 0, flag, "expected 0 or more"));

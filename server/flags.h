@@ -48,6 +48,11 @@ struct ServerFlags {
   int max_queue_requests = 1024;
   int64_t max_queue_tokens = 8 << 20;
   int max_sequences = 64;
+  int64_t max_key_requests = 0;
+  int64_t max_key_queue_tokens = 0;
+  int64_t max_key_session_bytes = 0;
+  int64_t max_key_streams = 0;
+  bool refuse_late_requests = false;
 
   // Engine.
   int64_t kv_bytes = 0;

@@ -155,7 +155,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   absl::Status Admit(const grpc::ByteBuffer& request) {
     ASSIGN_OR_RETURN(owner_, CallOwner(*context_, core_->authenticator()));
     RETURN_IF_ERROR(core_->CheckAccepting());
-    RETURN_IF_ERROR(core_->Open(this));
+    RETURN_IF_ERROR(core_->Open(this, owner_));
     deadline_ = core_->Deadline(context_->deadline());
     request_ = request;
     return core_->lanes().Post(static_cast<int64_t>(request.Length()),

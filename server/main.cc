@@ -56,6 +56,7 @@ ServiceLimits Limits(const ServerFlags& flags) {
   ServiceLimits limits;
   limits.max_message_bytes = flags.max_message_bytes;
   limits.max_open_streams = flags.max_open_streams;
+  limits.max_owner_streams = flags.max_key_streams;
   limits.default_deadline_seconds = flags.default_deadline_seconds;
   limits.max_deadline_seconds = flags.max_deadline_seconds;
   limits.short_prompt_bytes = flags.short_prompt_bytes;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "engine/base/status_details.h"
 #include "engine/base/status_macros.h"
 
@@ -32,7 +33,7 @@ absl::Status ServiceCore::CheckAccepting() const {
   return Model().status();
 }
 
-absl::Status ServiceCore::Open(OpenCall* call) {
+absl::Status ServiceCore::Open(OpenCall* call, const std::string& owner) {
   MutexLock lock(&mutex_);
   // Under the lock: a call that is not in the set when a drain has begun is refused.
   if (draining()) return absl::UnavailableError("the server is draining");
@@ -40,13 +41,26 @@ absl::Status ServiceCore::Open(OpenCall* call) {
     return WithRetryAfter(absl::ResourceExhaustedError("too many streams are open"),
                           kStreamRetrySeconds);
   }
-  calls_.insert(call);
+  const auto own = owner_calls_.find(owner);
+  if (limits_.max_owner_streams > 0 && own != owner_calls_.end() &&
+      own->second >= limits_.max_owner_streams) {
+    return WithRetryAfter(
+        absl::ResourceExhaustedError(
+            absl::StrCat("the caller's quota of streams is used up: ", own->second,
+                         " are open, its limit (--max-key-streams); wait until one has ended")),
+        kStreamRetrySeconds);
+  }
+  calls_.emplace(call, owner);
+  ++owner_calls_[owner];
   return absl::OkStatus();
 }
 
 void ServiceCore::Close(OpenCall* call) {
   MutexLock lock(&mutex_);
-  calls_.erase(call);
+  const auto found = calls_.find(call);
+  if (found == calls_.end()) return;  // it was refused
+  if (--owner_calls_[found->second] == 0) owner_calls_.erase(found->second);
+  calls_.erase(found);
 }
 
 int64_t ServiceCore::open_calls() const {
@@ -56,7 +70,7 @@ int64_t ServiceCore::open_calls() const {
 
 void ServiceCore::AbortAll(const absl::Status& why) {
   MutexLock lock(&mutex_);  // keeps the calls alive: Close waits for it
-  for (OpenCall* call : calls_) call->Abort(why);
+  for (const auto& [call, owner] : calls_) call->Abort(why);
 }
 
 bool ServiceCore::Idle() const {

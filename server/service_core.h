@@ -5,7 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <set>
+#include <map>
 #include <string>
 
 #include "absl/status/status.h"
@@ -22,6 +22,7 @@ namespace entropyserve {
 struct ServiceLimits {
   int64_t max_message_bytes = int64_t{32} << 20;
   int64_t max_open_streams = 4096;
+  int64_t max_owner_streams = 0;  // of one caller; 0: no limit
   double default_deadline_seconds = 3600;
   double max_deadline_seconds = 24 * 3600;
   int64_t short_prompt_bytes = 64 << 10;
@@ -55,8 +56,9 @@ class ServiceCore {
   // OK while new requests are taken.
   absl::Status CheckAccepting() const;
 
-  // UNAVAILABLE: draining. RESOURCE_EXHAUSTED with retry advice: too many are open.
-  absl::Status Open(OpenCall* call);
+  // UNAVAILABLE: draining. RESOURCE_EXHAUSTED with retry advice: too many are open, or too many of
+  // `owner`.
+  absl::Status Open(OpenCall* call, const std::string& owner);
   void Close(OpenCall* call);
   int64_t open_calls() const;
   void AbortAll(const absl::Status& why);
@@ -86,7 +88,8 @@ class ServiceCore {
   std::atomic<bool> draining_ = false;
 
   mutable Mutex mutex_;
-  std::set<OpenCall*> calls_ ABSL_GUARDED_BY(mutex_);
+  std::map<OpenCall*, std::string> calls_ ABSL_GUARDED_BY(mutex_);  // and their owners
+  std::map<std::string, int64_t> owner_calls_ ABSL_GUARDED_BY(mutex_);
 
   EncodeLanes lanes_;  // last: its jobs use the rest
 };

@@ -112,13 +112,40 @@ TEST_F(AccessTest, ReflectionIsServedOnlyWhenAskedFor) {
   EXPECT_THAT(text, HasSubstr("grpc.health.v1.Health"));
 }
 
+// SHA-256 of "alpha" and "beta".
+constexpr char kKeys[] =
+    "# keys\n"
+    "alice 8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8\n"
+    "bob f44e64e75f3948e9f73f8dfa94721c4ce8cbb4f265c4790c702b2d41cfbf2753\n";
+
+TEST_F(AccessTest, AKeyMayHaveSoManyStreamsAndDisturbsNoOther) {
+  const auto authenticator = Authenticator::FromText(kKeys, "keys");
+  ASSERT_TRUE(authenticator.ok()) << authenticator.status();
+  ServiceLimits limits;
+  limits.max_owner_streams = 1;
+  StartServer(limits, {}, true, *authenticator);
+  grpc::ClientContext contexts[4];
+  for (int i : {0, 1, 3}) contexts[i].AddMetadata("authorization", "Bearer alpha");
+  contexts[2].AddMetadata("authorization", "Bearer beta");
+  engine_->Hold(true);
+  const auto first = stub_->Generate(&contexts[0], TextRequest());
+  FakeEngine::WaitFor([this] { return engine_->Requests().size() == 1; });
+  const grpc::Status second = Generate(TextRequest(), &contexts[1]).status;
+  EXPECT_EQ(second.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(RetrySeconds(second).has_value());
+  EXPECT_THAT(second.error_message(), HasSubstr("--max-key-streams"));
+  engine_->Hold(false);
+  EXPECT_TRUE(Generate(TextRequest(), &contexts[2]).status.ok());
+  v1::GenerateEvent event;
+  while (first->Read(&event)) {
+  }
+  EXPECT_TRUE(first->Finish().ok());
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  EXPECT_TRUE(Generate(TextRequest(), &contexts[3]).status.ok());
+}
+
 TEST_F(AccessTest, KeysAreAskedForAndOwnSessions) {
-  // SHA-256 of "alpha" and "beta".
-  const auto authenticator = Authenticator::FromText(
-      "# keys\n"
-      "alice 8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8\n"
-      "bob f44e64e75f3948e9f73f8dfa94721c4ce8cbb4f265c4790c702b2d41cfbf2753\n",
-      "keys");
+  const auto authenticator = Authenticator::FromText(kKeys, "keys");
   ASSERT_TRUE(authenticator.ok()) << authenticator.status();
   StartServer({}, {}, true, *authenticator);
   const auto create = [this](const std::string& authorization, v1::Session* session) {

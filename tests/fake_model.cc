@@ -30,12 +30,16 @@ Vocabulary FakeVocabulary() {
 
 }  // namespace
 
+void FakeHash::Add(int64_t position, int32_t token) {
+  hash_ = Mix(Mix(hash_, uint64_t(position)), uint64_t(token));
+}
+
+int32_t FakeHash::Next() const { return TokenOf(hash_); }
+
 int32_t NextFakeToken(const std::vector<int32_t>& tokens) {
-  uint64_t hash = 0;
-  for (size_t position = 0; position < tokens.size(); ++position) {
-    hash = Mix(Mix(hash, position), uint64_t(tokens[position]));
-  }
-  return TokenOf(hash);
+  FakeHash hash;
+  for (size_t i = 0; i < tokens.size(); ++i) hash.Add(int64_t(i), tokens[i]);
+  return hash.Next();
 }
 
 FakeModel::FakeModel(Backend* backend) : backend_(backend) {
@@ -54,6 +58,7 @@ absl::Status FakeModel::EnsureRows(int64_t rows) {
 const float* FakeModel::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                                 int64_t num_logits) {
   if (before_step) before_step();
+  if (tamper) tamper(batch);
   for (int s = 0; s < batch.num_seqs; ++s) Write(batch, batch.seqs[s], pool);
   logits_.assign(size_t(num_logits) * config_.vocab, 0.0f);
   for (int s = 0; s < batch.num_seqs; ++s) {

@@ -28,6 +28,16 @@ inline ModelConfig FakeConfig() {
   return config;
 }
 
+// The hash of what one kv head holds, built a token at a time.
+class FakeHash {
+ public:
+  void Add(int64_t position, int32_t token);
+  int32_t Next() const;  // the model's next token; never an end id
+
+ private:
+  uint64_t hash_ = 0;
+};
+
 // The token that follows a conversation of `tokens` whose cache is whole; never an end id.
 int32_t NextFakeToken(const std::vector<int32_t>& tokens);
 
@@ -47,6 +57,8 @@ class FakeModel final : public Model {
   int64_t corruptions() const { return corruptions_; }
   // Called on the engine thread before every step: to make it slow, or to wait.
   std::function<void()> before_step;
+  // Called with every step's batch: a test that plants an error in it.
+  std::function<void(const Batch&)> tamper;
   // A step of more rows than this does not fit.
   int64_t max_rows = 1 << 20;
 

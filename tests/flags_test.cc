@@ -170,6 +170,10 @@ TEST(ServerFlagsTest, WrongValuesNameTheFlag) {
       {{"--model=m", "--tls-cert=x"}, "--tls-key:"},
       {{"--model=m", "--kv-budget=99999999999"}, "--kv-budget:"},
       {{"--model=m", "--threads=-1"}, "--threads:"},
+      {{"--model=m", "--max-key-requests=-1"}, "--max-key-requests:"},
+      {{"--model=m", "--max-key-queue-tokens=-1"}, "--max-key-queue-tokens:"},
+      {{"--model=m", "--max-key-session-bytes=-1"}, "--max-key-session-bytes:"},
+      {{"--model=m", "--max-key-streams=-1"}, "--max-key-streams:"},
   };
   for (const auto& [args, prefix] : cases) {
     ServerFlags flags;

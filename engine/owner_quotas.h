@@ -1,0 +1,44 @@
+// What each owner has queued and running, against its limits: one caller cannot take all of a
+// queue.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/engine.h"
+
+namespace entropyserve {
+
+// Not thread-safe. An owner that has nothing queued or running takes no memory.
+class OwnerQuotas {
+ public:
+  explicit OwnerQuotas(const EngineOptions& options)
+      : max_requests_(options.max_owner_requests), max_tokens_(options.max_owner_queue_tokens) {}
+
+  // RESOURCE_EXHAUSTED with the advice to try again after `retry_seconds`: one more request of
+  // `tokens` prompt tokens is more than the owner may have.
+  absl::Status Check(const std::string& owner, int64_t tokens, double retry_seconds) const;
+
+  void Queued(const std::string& owner, int64_t tokens);
+  void Admitted(const std::string& owner, int64_t tokens);  // it leaves the queue
+  void Finished(const std::string& owner);                  // after Admitted
+
+  bool empty() const { return loads_.empty(); }
+
+ private:
+  struct Load {
+    int64_t requests = 0;       // queued and running
+    int64_t queued = 0;         // of them, in the queue
+    int64_t queued_tokens = 0;  // of their prompts
+  };
+
+  const int64_t max_requests_, max_tokens_;  // 0: no limit
+  std::map<std::string, Load> loads_;
+};
+
+// The same for what an owner's sessions hold. OK when `bytes` is below the limit.
+absl::Status CheckSessionQuota(const EngineOptions& options, int64_t bytes);
+
+}  // namespace entropyserve
