@@ -100,6 +100,7 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
   loaded.config = checkpoint->config();
   loaded.dtype = dtype;
   loaded.backend = choice.name;
+  loaded.gpu_unused = choice.gpu_unused;
   loaded.backend_description = choice.backend->Description();
   const bool cpu = choice.name == "cpu";
   loaded.options = ResolveOptions(config.options, loaded.config, cpu);

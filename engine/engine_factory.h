@@ -32,6 +32,7 @@ struct LoadedEngine {
   DType dtype = DType::kF32;
   std::string backend;              // "cpu" or "cuda"
   std::string backend_description;  // "CPU: 2 threads, avx512_bf16, amx"
+  std::string gpu_unused;           // see BackendChoice
   int64_t parameters = 0;
   int64_t context = 0;    // tokens served; at most config.context
   EngineOptions options;  // as resolved

@@ -14,10 +14,12 @@ namespace entropyserve {
 struct BackendChoice {
   std::string name;  // "cpu" or "cuda"
   std::unique_ptr<Backend> backend;
+  std::string gpu_unused;  // auto took the CPU although there is a GPU: why; else empty
 };
 
-// `name`: auto (the best there is), cpu, cuda. INVALID_ARGUMENT: another name. FAILED_PRECONDITION:
-// cuda was asked for by name and this build or this machine has none.
+// `name`: auto (a GPU that can be used, else the CPU), cpu, cuda. INVALID_ARGUMENT: another name.
+// FAILED_PRECONDITION: cuda was asked for by name and this build or this machine has none that can
+// be used.
 //
 // on_device_error: called once, from the thread that met it, when a device fails; the process ends
 // within 2 seconds then, with exit status 70, whether or not the call returns.

@@ -13,7 +13,7 @@ absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads,
     return absl::InvalidArgumentError(
         absl::StrCat("--backend: '", name, "' is not auto, cpu or cuda"));
   }
-  return BackendChoice{"cpu", MakeCpuBackend(threads)};
+  return BackendChoice{"cpu", MakeCpuBackend(threads), ""};
 }
 
 }  // namespace entropyserve

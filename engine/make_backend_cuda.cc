@@ -13,14 +13,15 @@ absl::StatusOr<BackendChoice> MakeBackend(const std::string& name, int threads,
         absl::StrCat("--backend: '", name, "' is not auto, cpu or cuda"));
   }
   if (name == "cpu" || (name == "auto" && CudaDeviceCount() == 0)) {
-    return BackendChoice{"cpu", MakeCpuBackend(threads)};
+    return BackendChoice{"cpu", MakeCpuBackend(threads), ""};
   }
   std::string error = "this machine has no CUDA device that its driver offers";
   std::unique_ptr<Backend> backend;
   if (CudaDeviceCount() > 0)
     backend = MakeCudaBackend({.on_error = std::move(on_device_error)}, &error);
-  if (!backend) return absl::FailedPreconditionError(absl::StrCat("--backend=cuda: ", error));
-  return BackendChoice{"cuda", std::move(backend)};
+  if (backend) return BackendChoice{"cuda", std::move(backend), ""};
+  if (name == "cuda") return absl::FailedPreconditionError(absl::StrCat("--backend=cuda: ", error));
+  return BackendChoice{"cpu", MakeCpuBackend(threads), error};
 }
 
 }  // namespace entropyserve

@@ -155,6 +155,9 @@ class Program {
     const Clock::time_point start = Clock::now();
     ASSIGN_OR_RETURN(
         model_, LoadServedModel(flags_, [this](const std::string& what) { LoseDevice(what); }));
+    if (!model_->gpu_unused.empty()) {
+      log_.Warning("gpu_not_used", {{"message", model_->gpu_unused}});
+    }
     if (!model_->chat.ok()) {
       log_.Warning("no_chat_template", {{"message", std::string(model_->chat.status().message())}});
     }

@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
   model->config = std::move(loaded.config);
   model->dtype = loaded.dtype == DType::kBF16 ? "bf16" : "f32";
   model->backend = loaded.backend;
+  model->gpu_unused = loaded.gpu_unused;
   model->parameters = loaded.parameters;
   model->context_tokens = loaded.context;
   model->options = loaded.options;

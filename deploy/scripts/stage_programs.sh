@@ -27,3 +27,8 @@ for program in entropyserve entropyserve-client; do
   awk '$3 ~ /^\// && $3 !~ /^\/(usr\/)?lib\// && $1 !~ /^libcuda\./ {print $1, $3}' <<<"$libraries" |
     while read -r name path; do cp -L "$path" "$dest/lib/$name"; done
 done
+if [[ $preset == cuda ]]; then
+  # Loaded at run time, so that ldd does not name it.
+  nvcc=$(sed -n 's/^CMAKE_CUDA_COMPILER:[^=]*=//p' "$build/CMakeCache.txt")
+  cp -L "$(dirname "$(readlink -f "$nvcc")")"/../lib64/libcublasLt.so.[0-9][0-9] "$dest/lib/"
+fi

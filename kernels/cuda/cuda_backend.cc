@@ -39,11 +39,13 @@ struct Device {
 class CudaBackend final : public Backend {
  public:
   CudaBackend(const Device& device, bool portable_only, cudaStream_t stream,
-              std::unique_ptr<DeviceMemory> memory)
+              std::unique_ptr<const CublasLt> cublaslt, std::unique_ptr<DeviceMemory> memory)
       : device_(device),
         portable_only_(portable_only),
         stream_(stream),
-        memory_(std::move(memory)) {}
+        cublaslt_(std::move(cublaslt)),
+        memory_(std::move(memory)),
+        linear_(cublaslt_.get()) {}
 
   ~CudaBackend() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -135,6 +137,7 @@ class CudaBackend final : public Backend {
   const Device device_;
   const bool portable_only_;
   const cudaStream_t stream_;
+  const std::unique_ptr<const CublasLt> cublaslt_;
   std::unique_ptr<DeviceMemory> memory_;
   LinearRunner linear_;
   StepGraphs graphs_;
@@ -314,6 +317,8 @@ std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string
   Device device;
   *error = Find(options.device, &device);
   if (!error->empty()) return nullptr;
+  std::unique_ptr<const CublasLt> cublaslt = LoadCublasLt(kCublasLtName, error);
+  if (!cublaslt) return nullptr;
   if (options.on_error) SetCudaErrorHandler(options.on_error);
   CUDA_CHECK(cudaSetDevice(options.device));
   size_t bytes = options.pool_bytes;
@@ -333,7 +338,8 @@ std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string
     CUDA_CHECK(cudaStreamDestroy(stream));
     return nullptr;
   }
-  return std::make_unique<CudaBackend>(device, options.portable_only, stream, std::move(memory));
+  return std::make_unique<CudaBackend>(device, options.portable_only, stream, std::move(cublaslt),
+                                       std::move(memory));
 }
 
 }  // namespace entropyserve

@@ -27,7 +27,7 @@ struct CudaOptions {
 int CudaDeviceCount();
 
 // Null, with a reason in *error, when there is no such device, it is older than compute
-// capability 8.0, or the memory cannot be had. After that, CUDA errors end the process
+// capability 8.0, cuBLASLt cannot be loaded, or the memory cannot be had. After that, CUDA errors end the process
 // (kernels/cuda/cuda_check.h).
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* error);
 

@@ -3,11 +3,12 @@
 // _Exit. No CUDA call is made after the failure.
 #pragma once
 
-#include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
 #include <functional>
 #include <string>
+
+#include "kernels/cuda/cublaslt_library.h"
 
 namespace entropyserve::cuda {
 
@@ -27,7 +28,7 @@ inline void CheckCuda(cudaError_t error, const char* what, const char* file, int
 }
 inline void CheckCuda(cublasStatus_t status, const char* what, const char* file, int line) {
   if (status != CUBLAS_STATUS_SUCCESS) [[unlikely]]
-    CudaFailed(what, cublasLtGetStatusString(status), file, line);
+    CudaFailed(what, CublasStatusName(status), file, line);
 }
 
 }  // namespace entropyserve::cuda

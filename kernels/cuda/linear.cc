@@ -9,11 +9,6 @@ namespace {
 
 cudaDataType_t CudaType(DType dtype) { return dtype == DType::kF32 ? CUDA_R_32F : CUDA_R_16BF; }
 
-template <typename T>
-void Set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) {
-  CUDA_CHECK(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof(value)));
-}
-
 }  // namespace
 
 size_t LinearRunner::KeyHash::operator()(const Key& key) const {
@@ -24,17 +19,23 @@ size_t LinearRunner::KeyHash::operator()(const Key& key) const {
   return size_t(h ^ (h >> 32));
 }
 
-LinearRunner::LinearRunner() { CUDA_CHECK(cublasLtCreate(&handle_)); }
+LinearRunner::LinearRunner(const CublasLt* lt) : lt_(*lt) { CUDA_CHECK(lt_.Create(&handle_)); }
 
 LinearRunner::~LinearRunner() {
   Clear();
-  CUDA_CHECK(cublasLtDestroy(handle_));
+  CUDA_CHECK(lt_.Destroy(handle_));
+}
+
+template <typename T>
+void LinearRunner::Set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute,
+                       T value) const {
+  CUDA_CHECK(lt_.MatmulDescSetAttribute(desc, attribute, &value, sizeof(value)));
 }
 
 void LinearRunner::Destroy(Plan& plan) {
-  CUDA_CHECK(cublasLtMatmulDescDestroy(plan.desc));
+  CUDA_CHECK(lt_.MatmulDescDestroy(plan.desc));
   for (cublasLtMatrixLayout_t layout : {plan.a, plan.b, plan.c}) {
-    CUDA_CHECK(cublasLtMatrixLayoutDestroy(layout));
+    CUDA_CHECK(lt_.MatrixLayoutDestroy(layout));
   }
 }
 
@@ -47,23 +48,22 @@ void LinearRunner::Clear() {
 LinearRunner::Plan LinearRunner::MakePlan(const LinearParams& p) const {
   const cudaDataType_t in = CudaType(p.w.dtype), out = CudaType(p.out_dtype);
   Plan plan;
-  CUDA_CHECK(cublasLtMatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  CUDA_CHECK(lt_.MatmulDescCreate(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   Set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
   if (p.bias) Set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-  CUDA_CHECK(cublasLtMatrixLayoutCreate(&plan.a, in, p.w.cols, p.w.rows, p.w.cols));
-  CUDA_CHECK(cublasLtMatrixLayoutCreate(&plan.b, in, p.w.cols, p.rows, p.w.cols));
-  CUDA_CHECK(cublasLtMatrixLayoutCreate(&plan.c, out, p.w.rows, p.rows, p.w.rows));
+  CUDA_CHECK(lt_.MatrixLayoutCreate(&plan.a, in, p.w.cols, p.w.rows, p.w.cols));
+  CUDA_CHECK(lt_.MatrixLayoutCreate(&plan.b, in, p.w.cols, p.rows, p.w.cols));
+  CUDA_CHECK(lt_.MatrixLayoutCreate(&plan.c, out, p.w.rows, p.rows, p.w.rows));
 
   cublasLtMatmulPreference_t preference;
-  CUDA_CHECK(cublasLtMatmulPreferenceCreate(&preference));
-  CUDA_CHECK(cublasLtMatmulPreferenceSetAttribute(preference,
-                                                  CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &kWorkspaceBytes, sizeof(kWorkspaceBytes)));
+  CUDA_CHECK(lt_.MatmulPreferenceCreate(&preference));
+  CUDA_CHECK(lt_.MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                              &kWorkspaceBytes, sizeof(kWorkspaceBytes)));
   cublasLtMatmulHeuristicResult_t result;
   int found = 0;
-  CUDA_CHECK(cublasLtMatmulAlgoGetHeuristic(handle_, plan.desc, plan.a, plan.b, plan.c, plan.c,
-                                            preference, 1, &result, &found));
-  CUDA_CHECK(cublasLtMatmulPreferenceDestroy(preference));
+  CUDA_CHECK(lt_.MatmulAlgoGetHeuristic(handle_, plan.desc, plan.a, plan.b, plan.c, plan.c,
+                                        preference, 1, &result, &found));
+  CUDA_CHECK(lt_.MatmulPreferenceDestroy(preference));
   Check(found == 1, "cuBLASLt has no kernel for this linear");
   plan.algo = result.algo;
   return plan;
@@ -90,8 +90,8 @@ void LinearRunner::Run(const LinearParams& p, void* workspace, void* bias16, cud
     Set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
   }
   const float alpha = 1.0f, beta = p.accumulate ? 1.0f : 0.0f;
-  CUDA_CHECK(cublasLtMatmul(handle_, plan.desc, &alpha, p.w.data, plan.a, p.x, plan.b, &beta, p.out,
-                            plan.c, p.out, plan.c, &plan.algo, workspace, kWorkspaceBytes, stream));
+  CUDA_CHECK(lt_.Matmul(handle_, plan.desc, &alpha, p.w.data, plan.a, p.x, plan.b, &beta, p.out,
+                        plan.c, p.out, plan.c, &plan.algo, workspace, kWorkspaceBytes, stream));
 }
 
 }  // namespace entropyserve::cuda

@@ -1,12 +1,11 @@
 // out = x * w^T (+ bias) through cuBLASLt, with one heuristic search per shape.
 #pragma once
 
-#include <cublasLt.h>
-
 #include <cstddef>
 #include <unordered_map>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/cublaslt_library.h"
 
 namespace entropyserve::cuda {
 
@@ -15,7 +14,7 @@ class LinearRunner {
   // `workspace` is device memory that only this runner uses.
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // cuBLAS' own choice for Hopper
 
-  LinearRunner();
+  explicit LinearRunner(const CublasLt* lt);  // outlives the runner
   ~LinearRunner();
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
@@ -41,9 +40,12 @@ class LinearRunner {
   static constexpr size_t kMaxPlans = 8192;
 
   Plan MakePlan(const LinearParams& p) const;
-  static void Destroy(Plan& plan);
+  template <typename T>
+  void Set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) const;
+  void Destroy(Plan& plan);
   void Clear();
 
+  const CublasLt& lt_;
   cublasLtHandle_t handle_ = nullptr;
   std::unordered_map<Key, Plan, KeyHash> plans_;
 };
