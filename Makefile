@@ -3,6 +3,7 @@
 #   make build    programs into build/bin (installs what is missing)
 #   make test     all tests, also under sanitizers; STAGES="asan tsan cpu" picks
 #   make demo     asks a small model about a long document; MODEL=PATH uses your own
+#   make package  one archive in dist that runs on other machines; BACKEND=cpu leaves CUDA out
 #   make format, make lint, make clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,7 +14,7 @@ BASE ?= HEAD
 SCRIPTS := deploy/scripts
 SOURCES := git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
 
-.PHONY: build test demo format lint clean
+.PHONY: build test demo package format lint clean
 .DEFAULT_GOAL := build
 
 build:
@@ -28,6 +29,10 @@ test:
 demo: build
 	MODEL="$(MODEL)" $(SCRIPTS)/demo.sh
 
+package:
+	$(SCRIPTS)/install_deps.sh build package
+	JOBS=$(JOBS) $(SCRIPTS)/package.sh
+
 format:
 	$(SCRIPTS)/install_deps.sh lint
 	$(SOURCES) | xargs clang-format -i
@@ -38,4 +43,4 @@ lint:
 	BASE="$(BASE)" JOBS=$(JOBS) $(SCRIPTS)/lint.sh
 
 clean:
-	rm -rf build build-asan build-tsan build-cuda
+	rm -rf dist build build-asan build-tsan build-cuda

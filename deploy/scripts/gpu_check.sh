@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# What a GPU must show: the CUDA operators agree with the CPU's, a model's logits with its reference,
+# compute-sanitizer finds nothing, and the times of the benches. Runs from an unpacked archive
+# (bin/gpu_check) or from a checkout with build-cuda. Every stage has a time limit; the last lines are a table.
+#   STAGES   some of: ops model memcheck racecheck kernels attention masses torch engine
+#            (default: the first four)
+#   OUT      folder of the logs, one per stage (default: a temporary one)
+#   MEMCHECK, RACECHECK   gtest filters of cuda_ops_test for the two sanitizer stages
+#   SHARE_OF_LIMIT   multiplies every limit (default 1)
+# Exit status 1 when a stage failed or ran over its limit. A stage whose tool is missing is NOT RUN, which is no failure.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+if [[ -x $here/cuda_ops_test ]]; then
+  bin=$here golden=$here/../share/golden
+else
+  bin=$here/../../build-cuda/bin golden=$here/../../tests/golden
+fi
+[[ -x $bin/cuda_ops_test ]] || { echo "gpu_check: no cuda_ops_test in $bin" >&2; exit 2; }
+
+out=${OUT:-$(mktemp -d)}
+mkdir -p "$out"
+stages=${STAGES:-ops model memcheck racecheck}
+# Shared-memory races are slow to look for: the kernels that order threads by hand, on one type.
+racecheck=${RACECHECK:-'All/Selection.*/BF16:All/Selection.*/1:All/PrefillAttention.OverLists/*:Sample.SameTokens*'}
+memcheck=${MEMCHECK:-'*'}
+table=() failed=0
+
+# run NAME LIMIT COMMAND...: the limit in seconds.
+run() {
+  local name=$1 limit=$2 start=$SECONDS result=ok status=0 note
+  shift 2
+  limit=$(awk -v a="$limit" -v b="${SHARE_OF_LIMIT:-1}" 'BEGIN {print int(a * b)}')
+  echo "=== $name: $*"
+  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1 || status=$?
+  tail -n "${LINES_SHOWN:-60}" "$out/$name.log"
+  if ((status == 124 || status == 137)); then
+    result="over $limit s"
+  elif ((status != 0)); then
+    result="FAILED ($status)"
+  fi
+  [[ $result == ok ]] || failed=1
+  note=$(grep -E 'PASSED|FAILED|ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tail -n 2 | paste -sd' ' || true)
+  table+=("$(printf '%-10s %-14s %5d s  %s' "$name" "$result" $((SECONDS - start)) "$note")")
+}
+not_run() { table+=("$(printf '%-10s %-14s        %s' "$1" "NOT RUN" "$2")"); }
+
+# sanitize NAME LIMIT TOOL FILTER
+sanitize() {
+  local tool
+  tool=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+  if [[ -z $tool ]]; then
+    not_run "$1" "no compute-sanitizer"
+    return
+  fi
+  run "$1" "$2" "$tool" --tool "$3" --error-exitcode 1 "$bin/cuda_ops_test" --gtest_filter="$4"
+}
+
+for stage in $stages; do
+  case $stage in
+    ops) run ops 120 "$bin/cuda_ops_test" --gtest_brief=1 ;;
+    model) run model 120 env ES_TEST_BACKEND=cuda ES_GOLDEN_DIR="$golden" "$bin/model_test" --gtest_brief=1 ;;
+    memcheck) sanitize memcheck 240 memcheck "$memcheck" ;;
+    racecheck) sanitize racecheck 240 racecheck "$racecheck" ;;
+    kernels) run kernels 180 "$bin/kernel_bench" ;;
+    attention) run attention 180 "$bin/prefill_attention_bench" ;;
+    masses) run masses 120 "$bin/block_mass_bench" ;;
+    torch)
+      if python3 -c 'import torch' 2>/dev/null; then
+        run torch 180 python3 "$(ls "$bin/torch_attention_bench.py" "$here/../../tests/bench/torch_attention_bench.py" 2>/dev/null | head -n 1)"
+      else
+        not_run torch "python3 has no torch"
+      fi
+      ;;
+    engine) run engine 400 "$bin/engine_bench" --backend=cuda ;;
+    *) echo "gpu_check: unknown stage \"$stage\"" >&2; exit 2 ;;
+  esac
+done
+
+echo "=== $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || echo no GPU); logs in $out"
+printf '%s\n' "${table[@]}"
+exit $failed
