@@ -125,6 +125,8 @@ struct MemoryEntry {
 struct EngineStats {
   int64_t running = 0, waiting = 0, queued_tokens = 0;
   int64_t pages_total = 0, pages_used = 0, page_bytes = 0;
+  // What the KV of all cached positions on the device would take uncompressed and unshared.
+  int64_t kv_logical_bytes = 0;
   int64_t weight_bytes = 0, activation_bytes = 0;
   int64_t admitted = 0, completed = 0, cancelled = 0,
           failed = 0;  // since start; admitted is the sum of

@@ -435,6 +435,15 @@ double EngineImpl::EstimateSeconds(int64_t tokens) const {
   return prefill_rate_ > 0 ? double(tokens) / prefill_rate_ : 0;
 }
 
+int64_t EngineImpl::LogicalKvBytes() const {
+  int64_t positions = sessions_.positions();
+  for (const auto& [id, sequence] : sequences_) {
+    if (sequence->owned) positions += sequence->owned->position();
+  }
+  const AttentionShape shape = model_->shape();
+  return positions * shape.layers * shape.kv_heads * pool_->page_bytes() / kPageTokens;
+}
+
 void EngineImpl::PublishStats() {
   counts_.running = scheduler_.running();
   counts_.waiting = scheduler_.waiting();
@@ -444,6 +453,8 @@ void EngineImpl::PublishStats() {
   counts_.weight_bytes = model_->weight_bytes();
   counts_.activation_bytes = model_->activation_bytes();
   counts_.sessions = sessions_.size();
+  counts_.tier_sessions[0] = counts_.sessions;
+  counts_.kv_logical_bytes = LogicalKvBytes();
   counts_.memory = {{"weights", counts_.weight_bytes},
                     {"kv_pages", counts_.pages_total * counts_.page_bytes},
                     {"activations", counts_.activation_bytes}};

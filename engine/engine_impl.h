@@ -61,6 +61,7 @@ class EngineImpl final : public Engine {
   absl::Status RefuseLate(const Sequence& sequence, double backlog_seconds) const;
   int64_t SessionBytes(const std::string& owner);
   void ExpireDeadlines();
+  int64_t LogicalKvBytes() const;
   void PublishStats();
 
   // Engine thread: steps (engine_step.cc).

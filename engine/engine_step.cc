@@ -174,18 +174,20 @@ void EngineImpl::AfterPrefill(Sequence* s) {
   s->receipt.attention_flops_dense =
       flops_per_pair * shape.heads * shape.layers * (before * n + n * (n + 1) / 2);
   const PrefillParams& p = s->request.prefill.params;
+  std::vector<float> entropy;
   if (!p.full && p.budget == BudgetRule::kEntropy) {
-    int64_t rigid = 0, all = 0;
+    int64_t rigid = 0;
     const std::vector<HeadState> states = s->cache->ReadStates();
     for (size_t i = size_t(p.first_sparse_layer) * shape.kv_heads; i < states.size(); ++i) {
       // The first entropy is that of the second segment: a shorter prompt judges nobody.
       constexpr int32_t kFewestSegments = 2;
       if (states[i].segments < kFewestSegments) continue;
-      ++all;
+      entropy.push_back(states[i].entropy);
       rigid += states[i].not_rigid == 0;
     }
-    s->receipt.rigid_share = all > 0 ? double(rigid) / double(all) : 0;
+    s->receipt.rigid_share = entropy.empty() ? 0 : double(rigid) / double(entropy.size());
   }
+  observer_->OnPrefill({.receipt = &s->receipt, .entropy = entropy});
   if (s->request.trace) FillTrace(s);
   s->cache->EndPrefill();
   s->receipt.kv_bytes_before = s->receipt.kv_bytes_after = s->cache->kv_bytes();

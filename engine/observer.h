@@ -32,9 +32,8 @@ struct StepInfo {
 struct PrefillInfo {
   const Receipt* receipt = nullptr;  // prefill's part is filled in
   // Entropy of the last full segment of each (layer, kv head) that judged one, nats.
+  // Empty when another rule than `entropy` chose.
   std::span<const float> entropy;
-  int64_t selected_tokens = 0;  // of the sparse segments: tokens read by their lists
-  int64_t visible_tokens = 0;   // and tokens they could have read
 };
 
 // Called on the engine thread; must not block nor call the engine.

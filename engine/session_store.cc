@@ -51,6 +51,12 @@ std::vector<Session*> SessionStore::List(const std::string& owner) {
   return sessions;
 }
 
+int64_t SessionStore::positions() const {
+  int64_t positions = 0;
+  for (const auto& [id, session] : sessions_) positions += session->cache->position();
+  return positions;
+}
+
 SessionInfo SessionStore::Describe(const Session& session) const {
   SessionInfo info;
   info.id = session.id;

@@ -43,6 +43,7 @@ class SessionStore {
   void Erase(const std::string& id) { sessions_.erase(id); }
   void Clear() { sessions_.clear(); }
   int64_t size() const { return int64_t(sessions_.size()); }
+  int64_t positions() const;  // that all sessions hold; forks count in full
   SessionInfo Describe(const Session& session) const;
 
  private:

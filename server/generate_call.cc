@@ -101,7 +101,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // --- The engine ---
 
   void OnAccepted(const AcceptedEvent& event) override {
-    core_->metrics().ObservePromptTokens(static_cast<double>(event.prompt_tokens));
+    core_->metrics().ObservePromptTokens(event.prompt_tokens);
+    prompt_tokens_ = event.prompt_tokens;
     v1::GenerateEvent proto;
     AcceptedToProto(event, &proto);
     Send(std::move(proto));
@@ -118,7 +119,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (last_tokens_.has_value()) {
       core_->metrics().ObserveInterToken(SecondsSince(*last_tokens_));
     } else {
-      core_->metrics().ObserveTimeToFirstToken(SecondsSince(start_));
+      core_->metrics().ObserveTimeToFirstToken(SecondsSince(start_), prompt_tokens_);
     }
     last_tokens_ = Clock::now();
     v1::GenerateEvent proto;
@@ -129,6 +130,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnFinished(FinishedEvent event) override {
     v1::GenerateEvent proto;
     FinishedToProto(event, policy_, &proto);
+    core_->metrics().ObserveFinished(event.reason, event.receipt);
     MutexLock lock(&mutex_);
     engine_finished_ = true;
     if (finish_called_) {
@@ -350,7 +352,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   v1::Policy policy_;
   std::atomic<bool> keep_on_disconnect_ = false;
 
-  std::optional<Clock::time_point> last_tokens_;  // the engine thread's
+  // The engine thread's.
+  std::optional<Clock::time_point> last_tokens_;
+  int64_t prompt_tokens_ = 0;
 
   Mutex mutex_;
   std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mutex_);  // gRPC's reference, until OnDone

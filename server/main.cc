@@ -153,8 +153,9 @@ class Program {
   // Weights, the first forward pass, then readiness.
   absl::Status Load() {
     const Clock::time_point start = Clock::now();
-    ASSIGN_OR_RETURN(
-        model_, LoadServedModel(flags_, [this](const std::string& what) { LoseDevice(what); }));
+    ASSIGN_OR_RETURN(model_,
+                     LoadServedModel(flags_, metrics_.observer(),
+                                     [this](const std::string& what) { LoseDevice(what); }));
     if (!model_->gpu_unused.empty()) {
       log_.Warning("gpu_not_used", {{"message", model_->gpu_unused}});
     }
@@ -162,7 +163,12 @@ class Program {
       log_.Warning("no_chat_template", {{"message", std::string(model_->chat.status().message())}});
     }
     RETURN_IF_ERROR(model_->engine->WarmUp());
-    metrics_.SetModel(model_->name, model_->config.family, model_->backend, model_->dtype);
+    const int64_t heads = int64_t{model_->config.layers} * model_->config.kv_heads;
+    metrics_.SetModel({.name = model_->name,
+                       .architecture = model_->config.family,
+                       .backend = model_->backend,
+                       .dtype = model_->dtype,
+                       .kv_blocks = model_->engine->Stats().pages_total / heads});
     core_->Attach(model_.get());
     health_.Set(true);
     log_.Info("ready", {{"model", model_->name},

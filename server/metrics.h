@@ -1,4 +1,5 @@
-// What Prometheus reads. Names start with entropyserve_ and carry their unit.
+// What Prometheus reads. Names start with entropyserve_, are in base units, and are explained in
+// docs/metrics.md. Labels take few values, fixed here: no client, request or session is ever one.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,6 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "engine/engine.h"
 
 namespace entropyserve {
@@ -20,21 +20,35 @@ struct ServerGauges {
   bool ready = false;
 };
 
+// Labels of entropyserve_model_info and of entropyserve_kv_cache_info.
+struct ModelLabels {
+  std::string name, architecture, backend, dtype;
+  int64_t kv_blocks = 0;  // whole blocks of kPageTokens tokens over all layers and kv heads
+};
+
+// As in labels: "device", "host", "disk".
+const char* TierName(SessionTier tier);
+
 // Thread-safe.
 class Metrics {
  public:
   explicit Metrics(const std::string& version);
   ~Metrics();
 
-  // Once, when the model is loaded: labels of entropyserve_model_info.
-  void SetModel(const std::string& name, const std::string& architecture,
-                const std::string& backend, const std::string& dtype);
+  // Once, when the model is loaded.
+  void SetModel(const ModelLabels& model);
 
-  // A finished call: `method` is the RPC's name, `code` the canonical name of its status.
+  // A finished call: `method` is the RPC's name, `code` the canonical name of its status. A method
+  // that the service does not have counts as "other", a code that gRPC does not have as "UNKNOWN".
   void CountRequest(const std::string& method, const std::string& code);
-  void ObserveTimeToFirstToken(double seconds);
+  void ObservePromptTokens(int64_t tokens);
+  void ObserveTimeToFirstToken(double seconds, int64_t prompt_tokens);
   void ObserveInterToken(double seconds);
-  void ObservePromptTokens(double tokens);
+  // A request that the engine accepted has ended.
+  void ObserveFinished(FinishReason reason, const Receipt& receipt);
+
+  // For EngineConfig::observer; may outlive this object.
+  std::shared_ptr<EngineObserver> observer() const;
 
   // Serves /metrics on `address` ("127.0.0.1:9464") until destruction; `gauges` is called on every
   // scrape, from other threads. UNAVAILABLE: the address cannot be bound.
@@ -49,7 +63,7 @@ class Metrics {
 
  private:
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace entropyserve

@@ -50,11 +50,13 @@ absl::Status CheckModelFiles(const ServerFlags& flags) {
 }
 
 absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
-    const ServerFlags& flags, std::function<void(const std::string&)> on_device_error) {
+    const ServerFlags& flags, std::shared_ptr<EngineObserver> observer,
+    std::function<void(const std::string&)> on_device_error) {
   auto model = std::make_unique<ServedModel>();
   RETURN_IF_ERROR(SetRequestDefaults(flags, model.get()));
   EngineConfig config = ToEngineConfig(flags);
   config.on_device_error = std::move(on_device_error);
+  config.observer = std::move(observer);
   ASSIGN_OR_RETURN(LoadedEngine loaded, LoadEngine(config));
   model->name = flags.model_name.empty() ? loaded.config.name : flags.model_name;
   model->config = std::move(loaded.config);

@@ -22,6 +22,7 @@ absl::Status CheckModelFiles(const ServerFlags& flags);
 // as the weights take to read. Errors are SetRequestDefaults' and LoadEngine's.
 // on_device_error: see MakeBackend.
 absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
-    const ServerFlags& flags, std::function<void(const std::string&)> on_device_error);
+    const ServerFlags& flags, std::shared_ptr<EngineObserver> observer,
+    std::function<void(const std::string&)> on_device_error);
 
 }  // namespace entropyserve

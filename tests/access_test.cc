@@ -222,9 +222,10 @@ TEST_F(AccessTest, MetricsCountWhatHappened) {
   for (const char* line :
        {"entropyserve_requests_total{code=\"OK\",method=\"Generate\"} 1",
         "entropyserve_requests_total{code=\"INVALID_ARGUMENT\",method=\"Generate\"} 1",
-        "entropyserve_time_to_first_token_seconds_count 1",
+        "entropyserve_time_to_first_token_seconds_count{prompt=\"1k\"} 1",
+        "entropyserve_request_seconds_count{outcome=\"completed\"} 1",
         "entropyserve_inter_token_seconds_count 2", "entropyserve_completed_total 1",
-        "entropyserve_running_requests 0", "entropyserve_kv_pages_total 1000",
+        "entropyserve_running_requests 0", "entropyserve_kv_pages 1000",
         "entropyserve_build_info{version=\"test\"} 1", "entropyserve_ready 1",
         "entropyserve_encode_lane_bytes{lane=\"long\"} 0"}) {
     EXPECT_THAT(text, HasSubstr(line));
