@@ -1,7 +1,11 @@
-// policy_check FILE...: compares entropy_paper and the compression with what the released code of
-// EntropyInfer (arXiv 2606.09508) returned. Each file is a .safetensors with the inputs q, k, v,
-// the settings in its metadata, and the outputs. Everything runs through the real operators, on a
-// paged cache with shuffled pages. One line per file; exit status 1 when a file does not agree.
+// policy_check [--backend=cpu|cuda|cpu-outside] FILE...: compares entropy_paper and the compression
+// with what the released code of EntropyInfer (arXiv 2606.09508) returned. Each file is a
+// .safetensors with the inputs q, k, v, the settings in its metadata, and the outputs. Everything
+// runs in f32 through the real operators of the backend, on a paged cache with shuffled pages. One
+// line per file; exit status 1 when a file does not agree.
+//
+// The CPU's selection also shows p and the rank of every block; another backend's (and the CPU's as
+// cpu-outside, as if it were another) shows entropies and the chosen blocks, compared as sets.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,16 +13,20 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "engine/base/status_macros.h"
+#include "engine/make_backend.h"
 #include "engine/weights/safetensors.h"
 #include "kernels/cpu/select_internal.h"
 #include "kernels/cpu/workers.h"
+#include "tests/paged_mirror.h"
 #include "tests/select_testing.h"
 
 namespace entropyserve {
@@ -195,52 +203,71 @@ void CompareOrder(const Reference& r, const float* score, int32_t kv_head, int32
   }
 }
 
-// Lists, p, entropies. Where ties let the reference take other blocks, its own list replaces ours,
-// so that the attention after it reads the same keys. Returns which (segment, kv head) have no such
-// list.
-std::set<std::pair<int32_t, int32_t>> CompareSelection(const Reference& r, cpu::Workers& workers,
-                                                       PagedLayer& paged, Findings* f) {
-  const int32_t kv_heads = r.in.shape.kv_heads;
-  paged.Step(0, r.in.turn);
-  cpu::SelectCapture capture;
-  capture.columns = r.blocks;
-  cpu::SelectBlocks(workers, paged.Select(), &capture);
-  const auto chosen = paged.Chosen();
+// The lists of one segment and head: a block that only one side chose is a tie when the reference
+// gave it the same p as one that only the other side chose.
+void CompareList(const Reference& r, const std::vector<int32_t>& ours,
+                 const std::vector<int32_t>& theirs, int32_t kv_head, int32_t s, Findings* f) {
+  std::vector<int32_t> only_ours, only_theirs;
+  std::set_difference(ours.begin(), ours.end(), theirs.begin(), theirs.end(),
+                      std::back_inserter(only_ours));
+  std::set_difference(theirs.begin(), theirs.end(), ours.begin(), ours.end(),
+                      std::back_inserter(only_theirs));
+  f->blocks += int(only_ours.size());
+  if (only_ours.size() != only_theirs.size()) return;  // `budgets` tells
+  for (size_t i = 0; i < only_ours.size(); ++i) {
+    f->block_ties += Tie(r.P(kv_head, s, only_ours[i]), r.P(kv_head, s, only_theirs[i]));
+  }
+}
 
-  std::vector<float> entropy(r.entropy.size()), budgets(r.entropy.size());
-  std::set<std::pair<int32_t, int32_t>> not_causal;
+// p and ranks, which only the CPU's selection shows.
+void CompareCapture(const Reference& r, const cpu::SelectCapture& capture, Findings* f) {
+  const int32_t kv_heads = r.in.shape.kv_heads;
   for (int32_t s = 0; s < r.segments; ++s) {
     for (int32_t kv = 0; kv < kv_heads; ++kv) {
-      const int64_t at = int64_t{s} * kv_heads + kv, there = int64_t{kv} * r.segments + s;
-      entropy[there] = capture.entropy[at];
-      if (r.blocks > 0) Widen(&f->entropy, capture.entropy[at], r.entropy[there]);
-      for (int32_t j = 0; j < r.blocks; ++j) {
-        Widen(&f->p, capture.p[at * r.blocks + j], r.P(kv, s, j));
-      }
-      if (s > 0) CompareOrder(r, capture.score.data() + at * r.blocks, kv, s, f);
-      if (chosen[s][kv].dense) continue;
-      f->budgets += int64_t(chosen[s][kv].blocks.size()) != r.segment_blocks[s];
+      const int64_t at = (int64_t{s} * kv_heads + kv) * r.blocks;
+      for (int32_t j = 0; j < r.blocks; ++j) Widen(&f->p, capture.p[at + j], r.P(kv, s, j));
+      if (s > 0) CompareOrder(r, capture.score.data() + at, kv, s, f);
+    }
+  }
+}
+
+using SegmentHeads = std::set<std::pair<int32_t, int32_t>>;  // (segment, kv head)
+
+// Lists and entropies. Where ties let the reference take other blocks, its own list replaces ours,
+// so that the attention after it reads the same keys. Returns which have no such list.
+SegmentHeads CompareSelection(const Reference& r, bool captured, PagedLayer& paged, Findings* f) {
+  const int32_t kv_heads = r.in.shape.kv_heads;
+  const auto chosen = paged.Chosen();
+  const std::vector<float>& entropy = paged.trace_entropy;  // [kv_heads, segments]
+  SegmentHeads not_causal;
+  for (int32_t s = 0; s < r.segments; ++s) {
+    for (int32_t kv = 0; kv < kv_heads; ++kv) {
+      const int64_t at = int64_t{kv} * r.segments + s;
+      if (r.blocks > 0) Widen(&f->entropy, entropy[at], r.entropy[at]);
+      const ChosenBlocks& ours = chosen[s][kv];
+      if (ours.dense) continue;
+      f->budgets += int64_t(ours.blocks.size()) != r.segment_blocks[s];
       std::vector<int32_t> theirs = r.Ranked(kv, s);
       std::sort(theirs.begin(), theirs.end());
       if (!theirs.empty() && theirs.back() >= s * (r.policy.segment / r.policy.block)) {
         not_causal.insert({s, kv});
-      } else if (theirs != chosen[s][kv].blocks) {
+      } else if (theirs != ours.blocks) {
+        if (!captured) CompareList(r, ours.blocks, theirs, kv, s, f);
         paged.Replace(s, kv, theirs);
       }
     }
   }
   // Dense segments have no list, but a budget.
+  std::vector<float> budgets(entropy.size());
   const auto counts = cpu::WholePromptBlocks(r.policy, r.in.turn, kv_heads, entropy, budgets);
   for (int32_t s = 0; s < r.segments; ++s) f->budgets += counts[s] != r.segment_blocks[s];
   f->not_causal = int(not_causal.size());
   return not_causal;
 }
 
-void CompareAttention(const Reference& r, Backend& backend, PagedLayer& paged,
-                      const std::set<std::pair<int32_t, int32_t>>& not_causal, Findings* f) {
+void CompareAttention(const Reference& r, const std::vector<float>& out,
+                      const SegmentHeads& not_causal, Findings* f) {
   const AttentionShape& shape = r.in.shape;
-  std::vector<float> out(r.out.size());
-  backend.PrefillAttention(paged.Attention(out.data()));
   for (int32_t t = 0; t < r.in.turn; ++t) {
     for (int32_t h = 0; h < shape.heads; ++h) {
       if (not_causal.count({t / r.policy.segment, h / shape.group()})) continue;
@@ -324,32 +351,13 @@ void CompareTokens(const Reference& r, int32_t kv_head, const std::vector<int32_
   }
 }
 
-// Token selection and compaction: what lies in the fresh pages must be what the reference kept.
-void CompareCompression(const Reference& r, Backend& backend, PagedLayer& paged, Findings* f) {
+// Token selection and compaction: what lies in the `fresh` pages, [kv_heads, pages], must be what
+// the reference kept.
+void CompareCompression(const Reference& r, const PagedLayer& paged,
+                        const std::vector<int32_t>& counts, const std::vector<int32_t>& fresh,
+                        Findings* f) {
   const AttentionShape& shape = r.in.shape;
-  const int32_t kept = std::min(r.in.turn, r.kv.budget), pages = PagesFor(kept);
-  const BatchSeq seq = paged.AfterPrefill();
-  std::vector<int32_t> indices(int64_t{shape.kv_heads} * kept), counts(shape.kv_heads);
-  backend.SelectTokens({.seq = &seq,
-                        .pool = paged.pool(),
-                        .shape = shape,
-                        .layer = 0,
-                        .kv = r.kv,
-                        .budget = r.kv.budget,
-                        .window_queries = std::min(r.kv.window, r.in.turn),
-                        .indices = indices.data(),
-                        .counts = counts.data(),
-                        .capacity = kept});
-  const std::vector<int32_t> fresh = paged.AddPages(shape.kv_heads * pages);
-  backend.Compact({.seq = &seq,
-                   .pool = paged.pool(),
-                   .shape = shape,
-                   .layer = 0,
-                   .indices = indices.data(),
-                   .counts = counts.data(),
-                   .capacity = kept,
-                   .new_pages = fresh.data(),
-                   .max_new_pages = pages});
+  const int32_t pages = int32_t(fresh.size()) / shape.kv_heads;
   for (int32_t kv = 0; kv < shape.kv_heads; ++kv) {
     std::vector<int32_t> tokens;
     for (int32_t i = 0; i < counts[kv]; ++i) {
@@ -366,22 +374,38 @@ void CompareCompression(const Reference& r, Backend& backend, PagedLayer& paged,
   }
 }
 
-absl::StatusOr<Findings> CheckFile(const std::string& path, cpu::Workers& workers,
-                                   Backend& backend) {
-  ASSIGN_OR_RETURN(const Reference reference, Read(path));
-  PagedLayer paged(reference.in, reference.policy, reference.kv.window, /*seed=*/1);
+// `workers`: of the CPU backend; null: another backend.
+Findings Compare(const Reference& r, cpu::Workers* workers, Backend& backend) {
+  const int32_t kept = std::min(r.in.turn, r.kv.budget);
+  PagedLayer paged(r.in, r.policy, r.kv.window, /*seed=*/1);
+  const std::vector<int32_t> fresh = paged.AddPages(r.in.shape.kv_heads * PagesFor(kept));
+  paged.Trace();
+  paged.Step(0, r.in.turn);
   Findings findings;
-  const auto not_causal = CompareSelection(reference, workers, paged, &findings);
-  CompareAttention(reference, backend, paged, not_causal, &findings);
-  CompareCompression(reference, backend, paged, &findings);
+  if (workers) {
+    cpu::SelectCapture capture;
+    capture.columns = r.blocks;
+    cpu::SelectBlocks(*workers, paged.Select(), &capture);
+    CompareCapture(r, capture, &findings);
+  }
+  PagedMirror mirror(backend, paged);
+  if (!workers) mirror.SelectBlocks();
+  const SegmentHeads not_causal = CompareSelection(r, workers != nullptr, paged, &findings);
+  mirror.PutLists();
+  CompareAttention(r, mirror.PrefillAttention(), not_causal, &findings);
+  const std::vector<int32_t> counts =
+      mirror.Compress(r.kv, kept, std::min(r.kv.window, r.in.turn), fresh);
+  CompareCompression(r, paged, counts, fresh, &findings);
   return findings;
 }
 
-void Print(const std::string& path, const Findings& f) {
+// with_p: the backend shows p.
+void Print(const std::string& path, const Findings& f, bool with_p) {
+  const std::string p = with_p ? absl::StrFormat("%.1e", double(f.p)) : "not seen";
   std::printf(
-      "%s: largest error p %.1e, entropy %.1e, out %.1e; differ: budgets %d, ranks %d (ties %d), "
+      "%s: largest error p %s, entropy %.1e, out %.1e; differ: budgets %d, ranks %d (ties %d), "
       "tokens %d (ties %d): %s\n",
-      path.substr(path.rfind('/') + 1).c_str(), double(f.p), double(f.entropy), double(f.out),
+      path.substr(path.rfind('/') + 1).c_str(), p.c_str(), double(f.entropy), double(f.out),
       f.budgets, f.blocks, f.block_ties, f.tokens, f.token_ties, f.ok() ? "ok" : "WRONG");
   if (f.not_causal > 0) {
     std::printf(
@@ -391,26 +415,70 @@ void Print(const std::string& path, const Findings& f) {
   }
 }
 
-int Main(int argc, char** argv) {
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: policy_check FILE.safetensors...\n");
-    return 2;
+// The largest of every reference that could be read.
+Backend::Limits LimitsOf(const std::vector<absl::StatusOr<Reference>>& references) {
+  Backend::Limits limits;
+  limits.max_seqs = limits.vocab = 1;
+  for (const auto& r : references) {
+    if (!r.ok()) continue;
+    const AttentionShape& s = r->in.shape;
+    AttentionShape& most = limits.shape;
+    most = {.layers = 1,
+            .heads = std::max(most.heads, s.heads),
+            .kv_heads = std::max(most.kv_heads, s.kv_heads),
+            .head_dim = std::max(most.head_dim, s.head_dim)};
+    // Operators expect segments of 128 tokens at least; these may be shorter.
+    limits.max_rows = std::max<int64_t>(limits.max_rows, int64_t{r->segments} * 1024);
+    limits.max_context = std::max<int64_t>(limits.max_context, int64_t{r->segments} * 1024);
   }
-  cpu::Workers workers(2);
-  const std::unique_ptr<Backend> backend = MakeCpuBackend(2);
-  bool ok = true;
-  for (int i = 1; i < argc; ++i) {
-    const absl::StatusOr<Findings> findings = CheckFile(argv[i], workers, *backend);
-    if (!findings.ok()) {
-      const std::string message(findings.status().message());
-      std::fprintf(stderr, "%s: %s\n", argv[i], message.c_str());
-      ok = false;
+  return limits;
+}
+
+absl::StatusOr<bool> CheckFiles(const std::string& backend_name,
+                                const std::vector<std::string>& paths) {
+  constexpr int kThreads = 2;
+  const bool outside = backend_name == "cpu-outside";
+  ASSIGN_OR_RETURN(const BackendChoice choice,
+                   MakeBackend(outside ? "cpu" : backend_name, kThreads));
+  const bool inside = choice.name == "cpu" && !outside;
+  cpu::Workers workers(kThreads);
+  std::vector<absl::StatusOr<Reference>> references;
+  for (const std::string& path : paths) references.push_back(Read(path));
+  choice.backend->Reserve(LimitsOf(references));
+  bool all_ok = true;
+  for (size_t i = 0; i < paths.size(); ++i) {
+    if (!references[i].ok()) {
+      const std::string message(references[i].status().message());
+      std::fprintf(stderr, "%s: %s\n", paths[i].c_str(), message.c_str());
+      all_ok = false;
       continue;
     }
-    Print(argv[i], *findings);
-    ok = ok && findings->ok();
+    const Findings findings = Compare(*references[i], inside ? &workers : nullptr, *choice.backend);
+    Print(paths[i], findings, inside);
+    all_ok = all_ok && findings.ok();
   }
-  return ok ? 0 : 1;
+  return all_ok;
+}
+
+int Main(int argc, char** argv) {
+  std::string backend = "cpu";
+  std::vector<std::string> paths(argv + 1, argv + argc);
+  constexpr std::string_view kBackendFlag = "--backend=";
+  if (!paths.empty() && paths[0].starts_with(kBackendFlag)) {
+    backend = paths[0].substr(kBackendFlag.size());
+    paths.erase(paths.begin());
+  }
+  if (paths.empty()) {
+    std::fprintf(stderr,
+                 "usage: policy_check [--backend=cpu|cuda|cpu-outside] FILE.safetensors...\n");
+    return 2;
+  }
+  const absl::StatusOr<bool> ok = CheckFiles(backend, paths);
+  if (!ok.ok()) {
+    std::fprintf(stderr, "policy_check: %s\n", std::string(ok.status().message()).c_str());
+    return 2;
+  }
+  return *ok ? 0 : 1;
 }
 
 }  // namespace

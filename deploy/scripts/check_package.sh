@@ -31,7 +31,7 @@ bin/entropyserve --model=synthetic:tiny --backend=cpu --listen=127.0.0.1:0 --met
   --port-file="$work/port" 2>"$work/log" &
 server=$!
 trap 'kill $server 2>/dev/null || true; wait $server || true; rm -rf "$work"' EXIT
-until grep -q ' ready\b' "$work/log"; do
+until grep -qs ' ready\b' "$work/log"; do
   kill -0 $server 2>/dev/null || { cat "$work/log" >&2; exit 1; }
   sleep 0.1
 done

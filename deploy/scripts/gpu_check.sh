@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a GPU must show: the CUDA operators agree with the CPU's, a model's logits with its reference,
-# compute-sanitizer finds nothing, and the times of the benches. Runs from an unpacked archive
+# What a GPU must show: the CUDA operators agree with the CPU's, a model's logits with its reference, the policies with
+# the paper's code, compute-sanitizer finds nothing, and the times of the benches. Runs from an unpacked archive
 # (bin/gpu_check) or from a checkout with build-cuda. Every stage has a time limit; the last lines are a table.
-#   STAGES   some of: ops model memcheck racecheck kernels attention masses torch engine
-#            (default: the first four)
+#   STAGES   some of: ops model policy memcheck racecheck kernels attention masses torch engine
+#            (default: the first five)
 #   OUT      folder of the logs, one per stage (default: a temporary one)
 #   MEMCHECK, RACECHECK   gtest filters of cuda_ops_test for the two sanitizer stages
 #   SHARE_OF_LIMIT   multiplies every limit (default 1)
@@ -20,11 +20,17 @@ fi
 
 out=${OUT:-$(mktemp -d)}
 mkdir -p "$out"
-stages=${STAGES:-ops model memcheck racecheck}
+stages=${STAGES:-ops model policy memcheck racecheck}
 # Shared-memory races are slow to look for: the kernels that order threads by hand, on one type.
-racecheck=${RACECHECK:-'All/Selection.*/BF16:All/Selection.*/1:All/PrefillAttention.OverLists/*:Sample.SameTokens*'}
+racecheck=${RACECHECK:-'All/Selection.*/bf16:All/PrefillAttention.OverLists/bf16:Sample.SameTokensAndLogprobs'}
 memcheck=${MEMCHECK:-'*'}
 table=() failed=0
+
+# cuBLASLt is loaded by name: where the loader does not know it, a toolkit or a Python package may have it.
+if ! ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13'; then
+  cublaslt=$(find -L /usr/local/cuda*/ /opt /usr/lib/python3* -name libcublasLt.so.13 2>/dev/null | head -n 1 || true)
+  if [[ -n $cublaslt ]]; then export LD_LIBRARY_PATH=$(dirname "$cublaslt"):${LD_LIBRARY_PATH:-}; fi
+fi
 
 # run NAME LIMIT COMMAND...: the limit in seconds.
 run() {
@@ -40,7 +46,7 @@ run() {
     result="FAILED ($status)"
   fi
   [[ $result == ok ]] || failed=1
-  note=$(grep -E 'PASSED|FAILED|ERROR SUMMARY|RACECHECK SUMMARY' "$out/$name.log" | tail -n 2 | paste -sd' ' || true)
+  note=$(grep -E '\[ +(PASSED|FAILED) |(ERROR|RACECHECK) SUMMARY|WRONG' "$out/$name.log" | tail -n 2 | paste -sd' ' || true)
   table+=("$(printf '%-10s %-14s %5d s  %s' "$name" "$result" $((SECONDS - start)) "$note")")
 }
 not_run() { table+=("$(printf '%-10s %-14s        %s' "$1" "NOT RUN" "$2")"); }
@@ -60,6 +66,11 @@ for stage in $stages; do
   case $stage in
     ops) run ops 120 "$bin/cuda_ops_test" --gtest_brief=1 ;;
     model) run model 120 env ES_TEST_BACKEND=cuda ES_GOLDEN_DIR="$golden" "$bin/model_test" --gtest_brief=1 ;;
+    policy)
+      run policy 60 "$bin/policy_check" --backend=cuda "$golden"/entropy_reference/*.safetensors
+      run shapes 60 "$bin/policy_check" --backend=cuda \
+        "$golden"/policy/{block4_group7,block32_group1_maxpool,one_segment}.safetensors
+      ;;
     memcheck) sanitize memcheck 240 memcheck "$memcheck" ;;
     racecheck) sanitize racecheck 240 racecheck "$racecheck" ;;
     kernels) run kernels 180 "$bin/kernel_bench" ;;
