@@ -178,7 +178,8 @@ struct CompareResult {
   int64_t kv_bytes_a = 0, kv_bytes_b = 0;               // at the end
 };
 
-// Called on the engine thread, in order of position; false cancels.
+// Called on the thread that waits in Compare, in order of position; false cancels. It may block: the
+// comparison pauses when much waits for it. An empty span says that the comparison goes on.
 using CompareSink = std::function<bool(std::span<const ComparePosition>)>;
 
 // Thread-safe.
@@ -210,8 +211,9 @@ class Engine {
   // after which what is left is cancelled.
   virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;
 
-  // Blocks until done; other requests are served between its steps. INVALID_ARGUMENT,
-  // RESOURCE_EXHAUSTED as for Submit; CANCELLED: the sink said so.
+  // Blocks until done; other requests are served between its steps. One at a time: another one is
+  // RESOURCE_EXHAUSTED (retryable). INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE as for Submit;
+  // CANCELLED: the sink said so. DEADLINE_EXCEEDED: the request's own.
   virtual absl::StatusOr<CompareResult> Compare(CompareRequest /*request*/, CompareSink /*sink*/) {
     return absl::UnimplementedError("this engine cannot compare policies");
   }

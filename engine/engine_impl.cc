@@ -270,6 +270,7 @@ void EngineImpl::Run() {
   while (RunInbox()) {
     ExpireDeadlines();
     Step();
+    StepCompare();
     PublishStats();
   }
   CancelAll();
@@ -280,6 +281,7 @@ void EngineImpl::RunOnce() {
   RunInbox();
   ExpireDeadlines();
   Step();
+  StepCompare();
   PublishStats();
 }
 
@@ -287,6 +289,9 @@ void EngineImpl::CancelAll() {
   while (!sequences_.empty()) {
     Finish(sequences_.begin()->second.get(), FinishReason::kCancelled,
            absl::UnavailableError("the server is shutting down"));
+  }
+  if (compare_) {
+    EndCompare(compare_->channel(), absl::UnavailableError("the server is shutting down"));
   }
 }
 
@@ -298,7 +303,7 @@ bool EngineImpl::RunInbox() {
     // Nothing to run: sleep until somebody posts, but look at deadlines now and then.
     constexpr auto kIdlePoll = std::chrono::milliseconds(50);
     if (inbox_.empty() && !stop_ && !worked_ && !manual_) {
-      if (sequences_.empty()) {
+      if (sequences_.empty() && !compare_) {
         while (inbox_.empty() && !stop_) wake_.Wait(&mutex_);
       } else {
         wake_.WaitFor(&mutex_, kIdlePoll);
@@ -458,6 +463,7 @@ void EngineImpl::PublishStats() {
   counts_.memory = {{"weights", counts_.weight_bytes},
                     {"kv_pages", counts_.pages_total * counts_.page_bytes},
                     {"activations", counts_.activation_bytes}};
+  if (compare_) counts_.memory.push_back({"compare", compare_->buffer_bytes()});
   constexpr double kShortestRetry = 0.5;  // seconds
   const double backlog =
       EstimateSeconds(scheduler_.waiting_tokens() + scheduler_.prefill_backlog());

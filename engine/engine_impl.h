@@ -12,6 +12,7 @@
 
 #include "engine/base/mutex.h"
 #include "engine/cache/page_pool.h"
+#include "engine/compare.h"
 #include "engine/engine.h"
 #include "engine/engine_factory.h"
 #include "engine/owner_quotas.h"
@@ -33,6 +34,7 @@ class EngineImpl final : public Engine {
   EngineStats Stats() const override;
   absl::Status WarmUp() override;
   void Drain(TimePoint deadline) override;
+  absl::StatusOr<CompareResult> Compare(CompareRequest request, CompareSink sink) override;
   absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) override;
   absl::StatusOr<SessionInfo> GetSession(const std::string& owner, const std::string& id) override;
   std::vector<SessionInfo> ListSessions(const std::string& owner) override;
@@ -47,6 +49,7 @@ class EngineImpl final : public Engine {
 
   // Any thread.
   absl::Status ValidateRequest(const EngineRequest& request) const;
+  absl::Status ValidateCompare(const CompareRequest& request) const;
   void Post(Task task);
   // Runs `task` on the engine thread and waits for its result.
   template <typename T>
@@ -82,6 +85,12 @@ class EngineImpl final : public Engine {
   void ReturnCache(Sequence* sequence, bool failed);
   double EstimateSeconds(int64_t tokens) const;
 
+  // Engine thread: comparisons (engine_compare.cc).
+  void BeginCompare(CompareRequest request, std::shared_ptr<CompareChannel> channel);
+  void StepCompare();
+  void EndCompare(const std::shared_ptr<CompareChannel>& channel,
+                  absl::StatusOr<CompareResult> result);
+
   // Constant after construction. The order is the order of destruction, reversed: caches before the
   // pool, the pool before the backend.
   const EngineOptions options_;
@@ -100,6 +109,7 @@ class EngineImpl final : public Engine {
   SessionStore sessions_;
   std::map<RequestId, std::unique_ptr<Sequence>> sequences_;  // waiting and running
   StepBatch step_;
+  std::unique_ptr<CompareJob> compare_;  // null: none is running
   std::vector<SampleResult> samples_;
   bool worked_ = false;  // the last step ran something, so the next one may too
   EngineStats counts_;

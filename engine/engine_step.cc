@@ -24,7 +24,7 @@ void EngineImpl::Step() {
     scheduler_.Requeue(id);
     std::erase_if(plan.work, [id](const StepPlan::Work& work) { return work.id == id; });
   }
-  if (scheduler_.running() == 0) RefuseWhatCannotStart(plan);
+  if (scheduler_.running() == 0 && !compare_) RefuseWhatCannotStart(plan);
   if (plan.work.empty()) return;
   const TimePoint begin = clock_->Now();
   if (!BuildBatch(plan)) return;
@@ -165,14 +165,10 @@ void EngineImpl::AfterPrefill(Sequence* s) {
   if (s->session) {
     for (int32_t id : s->input) s->session->seen[id] = true;
   }
-  const SeqCounters counters = s->cache->ReadCounters();
   const AttentionShape shape = model_->shape();
-  const double flops_per_pair = 4.0 * shape.head_dim;
-  s->receipt.attention_flops_executed =
-      flops_per_pair * double(counters.pairs + counters.box_blocks);
-  const double before = double(s->receipt.cached_tokens), n = double(s->input.size());
+  s->receipt.attention_flops_executed = ExecutedAttentionFlops(shape, s->cache->ReadCounters());
   s->receipt.attention_flops_dense =
-      flops_per_pair * shape.heads * shape.layers * (before * n + n * (n + 1) / 2);
+      DenseAttentionFlops(shape, s->receipt.cached_tokens, int64_t(s->input.size()));
   const PrefillParams& p = s->request.prefill.params;
   std::vector<float> entropy;
   if (!p.full && p.budget == BudgetRule::kEntropy) {

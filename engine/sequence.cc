@@ -27,7 +27,19 @@ void CountToken(Sequence* s, int32_t token) {
   s->host_history[token] = (s->host_history[token] + 1) | kInSession;
 }
 
+// Multiplications and additions of q·k and p·v, for one (query, key) pair of one head.
+double FlopsPerPair(const AttentionShape& shape) { return 4.0 * shape.head_dim; }
+
 }  // namespace
+
+double ExecutedAttentionFlops(const AttentionShape& shape, const SeqCounters& counters) {
+  return FlopsPerPair(shape) * double(counters.pairs + counters.box_blocks);
+}
+
+double DenseAttentionFlops(const AttentionShape& shape, int64_t cached, int64_t tokens) {
+  const double before = double(cached), n = double(tokens);
+  return FlopsPerPair(shape) * shape.heads * shape.layers * (before * n + n * (n + 1) / 2);
+}
 
 TokenOutcome AcceptToken(Sequence* s, const SampleResult& sample,
                          const std::vector<int32_t>& end_ids) {

@@ -49,6 +49,11 @@ struct Sequence {
   }
 };
 
+// Of a prefill, as in Receipt.
+double ExecutedAttentionFlops(const AttentionShape& shape, const SeqCounters& counters);
+// The same of dense attention by `tokens` queries after `cached` tokens.
+double DenseAttentionFlops(const AttentionShape& shape, int64_t cached, int64_t tokens);
+
 // What one sampled token means for its sequence.
 struct TokenOutcome {
   TokensEvent event;

@@ -279,6 +279,23 @@ struct SampleParams {
   SampleResult* results = nullptr;  // host [n]; valid after Synchronize()
 };
 
+// How far two predictions of one token lie apart.
+struct LogitsComparison {
+  double kl = 0;                        // KL(softmax(a) || softmax(b)), nats; at least 0
+  double logprob_a = 0, logprob_b = 0;  // of the target
+  int32_t top1_equal = 0;               // the largest logits are the same id (lowest of equal ones)
+  int32_t finite = 1;                   // 0: a logit was NaN or +inf; nothing else is set then
+};
+
+struct CompareLogitsParams {
+  const float* a = nullptr;  // [n, vocab] raw
+  const float* b = nullptr;  // [n, vocab] raw
+  int64_t vocab = 0;
+  const int32_t* targets = nullptr;  // [n] ids in [0, vocab)
+  int32_t n = 0;
+  LogitsComparison* results = nullptr;  // [n], in the backend's memory
+};
+
 // SplitMix64 of (seed, i), its upper 24 bits as a number in [-range, range).
 constexpr float RandomUniform(uint64_t seed, uint64_t i, float range) {
   uint64_t z = seed + (i + 1) * 0x9e3779b97f4a7c15u;
@@ -339,6 +356,7 @@ class Backend {
   virtual void SelectTokens(const SelectTokensParams& p) = 0;
   virtual void Compact(const CompactParams& p) = 0;
   virtual void Sample(const SampleParams& p) = 0;
+  virtual void CompareLogits(const CompareLogitsParams& p) = 0;
 
   // Runs `step`, which calls Embed, RmsNorm, Linear, SwiGlu, QkvPost and DecodeAttention and
   // nothing else of the backend. Calls with one key do the same work on the same buffers (only what

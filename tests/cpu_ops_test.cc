@@ -345,5 +345,53 @@ TEST(CpuBackendInfo, DescribesItself) {
             size_t{3} * 512 * 3 * 64 * 4);  // three threads' outputs alone
 }
 
+// Against sums in another order and a wider type; the vocabulary is no multiple of anything.
+TEST(CompareLogits, AgreesWithPlainSums) {
+  auto backend = MakeCpuBackend(2);
+  std::mt19937 rng(3);
+  constexpr int kVocab = 1013, kRows = 5;
+  std::vector<float> a = RandomFloats(rng, kRows * kVocab, 3), b = a;
+  for (int row = 1; row < kRows; ++row) {  // row 0 stays equal
+    for (int i = 0; i < kVocab; ++i) {
+      b[size_t(row * kVocab + i)] += RandomFloats(rng, 1, row == 1 ? 1e-3f : 1.0f)[0];
+    }
+  }
+  a[size_t(2 * kVocab + 7)] = -std::numeric_limits<float>::infinity();  // allowed
+  a[size_t(3 * kVocab + 7)] = a[size_t(3 * kVocab + 900)] = 50;         // equal: the lower id
+  b[size_t(3 * kVocab + 7)] = 60;
+  b[size_t(4 * kVocab + 5)] = std::nanf("");
+  const std::vector<int32_t> targets = {0, 1012, 3, 900, 5};
+  std::vector<LogitsComparison> results(kRows);
+  backend->CompareLogits({.a = a.data(),
+                          .b = b.data(),
+                          .vocab = kVocab,
+                          .targets = targets.data(),
+                          .n = kRows,
+                          .results = results.data()});
+  for (int row = 0; row < 4; ++row) {
+    const auto share = [&](const std::vector<float>& x, int i) {
+      long double sum = 0;
+      for (int j = kVocab - 1; j >= 0; --j) sum += std::exp((long double)(x[row * kVocab + j]));
+      return std::exp((long double)(x[row * kVocab + i])) / sum;
+    };
+    long double kl = 0;
+    for (int i = kVocab - 1; i >= 0; --i) {
+      const long double p = share(a, i);
+      if (p > 0) kl += p * std::log(p / share(b, i));
+    }
+    const LogitsComparison& got = results[size_t(row)];
+    EXPECT_EQ(got.finite, 1);
+    EXPECT_NEAR(got.kl, double(kl), 1e-12) << row;
+    EXPECT_NEAR(got.logprob_a, double(std::log(share(a, targets[size_t(row)]))), 1e-12);
+    EXPECT_NEAR(got.logprob_b, double(std::log(share(b, targets[size_t(row)]))), 1e-12);
+  }
+  EXPECT_EQ(results[0].kl, 0);
+  EXPECT_GT(results[1].kl, 0);
+  EXPECT_LT(results[1].kl, 1e-5);
+  EXPECT_EQ(results[0].top1_equal, 1);
+  EXPECT_EQ(results[3].top1_equal, 1);
+  EXPECT_EQ(results[4].finite, 0);
+}
+
 }  // namespace
 }  // namespace entropyserve

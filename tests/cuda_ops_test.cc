@@ -327,5 +327,41 @@ TEST(Sample, TellsOfBrokenLogits) {
   }
 }
 
+TEST(CompareLogits, AgreesWithTheCpu) {
+  std::mt19937 rng(TestSeed());
+  RecordProperty("seed", std::to_string(TestSeed()));
+  for (const int64_t vocab : {int64_t{1}, int64_t{33}, int64_t{1013}, int64_t{151936}}) {
+    constexpr int kRows = 6;
+    const std::vector<float> a = RandomFloats(rng, kRows * vocab, 3);
+    std::vector<float> b = a;
+    const std::vector<float> noise = RandomFloats(rng, kRows * vocab);
+    for (int64_t i = vocab; i < kRows * vocab; ++i) b[size_t(i)] += noise[size_t(i)];
+    b[size_t(5 * vocab)] = INFINITY;
+    std::vector<int32_t> targets(kRows);
+    for (int32_t& target : targets) target = int32_t(rng() % uint64_t(vocab));
+    const auto run = [&](Arena& arena) {
+      auto* results = arena.Put(std::vector<LogitsComparison>(kRows));
+      arena.backend.CompareLogits({.a = arena.Put(a),
+                                   .b = arena.Put(b),
+                                   .vocab = vocab,
+                                   .targets = arena.Put(targets),
+                                   .n = kRows,
+                                   .results = results});
+      return arena.Get(results, kRows);
+    };
+    Arena cpu(Cpu()), cuda(Cuda());
+    const std::vector<LogitsComparison> expected = run(cpu), got = run(cuda);
+    EXPECT_EQ(got[0].kl, 0) << "equal rows";
+    for (size_t row = 0; row < kRows; ++row) {
+      EXPECT_EQ(got[row].finite, row < 5) << row;
+      if (row == 5) continue;
+      EXPECT_NEAR(got[row].kl, expected[row].kl, 1e-9);
+      EXPECT_NEAR(got[row].logprob_a, expected[row].logprob_a, 1e-9);
+      EXPECT_NEAR(got[row].logprob_b, expected[row].logprob_b, 1e-9);
+      EXPECT_EQ(got[row].top1_equal, expected[row].top1_equal);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace entropyserve

@@ -60,15 +60,18 @@ const float* FakeModel::Forward(const Batch& batch, const KvPool& pool, const in
   if (before_step) before_step();
   if (tamper) tamper(batch);
   for (int s = 0; s < batch.num_seqs; ++s) Write(batch, batch.seqs[s], pool);
-  logits_.assign(size_t(num_logits) * config_.vocab, 0.0f);
-  for (int s = 0; s < batch.num_seqs; ++s) {
-    const BatchSeq& seq = batch.seqs[s];
-    const int32_t next = TokenOf(ReadBack(seq, pool));
-    for (int64_t i = 0; i < num_logits; ++i) {
-      if (logit_rows[i] == seq.row_begin + seq.rows - 1) logits_[i * config_.vocab + next] = 20.0f;
-    }
+  residual_.assign(size_t(batch.rows), 0.0f);
+  for (int s = 0; s < batch.num_seqs; ++s) ReadBack(batch.seqs[s], pool);
+  logits_.resize(size_t(num_logits) * config_.vocab);
+  for (int64_t i = 0; i < num_logits; ++i) {
+    Logits(&residual_[logit_rows[i]], 1, &logits_[i * config_.vocab]);
   }
   return logits_.data();
+}
+
+void FakeModel::Logits(const float* residual, int64_t n, float* logits) {
+  std::fill_n(logits, n * config_.vocab, 0.0f);
+  for (int64_t i = 0; i < n; ++i) logits[i * config_.vocab + int64_t(residual[i])] = 20.0f;
 }
 
 void FakeModel::Write(const Batch& batch, const BatchSeq& seq, const KvPool& pool) {
@@ -89,10 +92,8 @@ void FakeModel::Write(const Batch& batch, const BatchSeq& seq, const KvPool& poo
   }
 }
 
-uint64_t FakeModel::ReadBack(const BatchSeq& seq, const KvPool& pool) {
+void FakeModel::ReadBack(const BatchSeq& seq, const KvPool& pool) {
   const float* const k = static_cast<const float*>(pool.k);
-  uint64_t first = 0;
-  bool have_first = false;
   for (int layer = 0; layer < config_.layers; ++layer) {
     for (int head = 0; head < config_.kv_heads; ++head) {
       const HeadView view = ViewHead(seq, config_.kv_heads, layer, head);
@@ -106,13 +107,14 @@ uint64_t FakeModel::ReadBack(const BatchSeq& seq, const KvPool& pool) {
         if (position <= previous || k[row * config_.head_dim + 1] != tag) ++corruptions_;
         previous = position;
         hash = Mix(Mix(hash, uint64_t(position)), uint64_t(k[row * config_.head_dim]));
+        const int32_t own = i - (length - seq.rows);  // row of this step
+        if (layer == 0 && head == 0 && own >= 0) {
+          residual_[seq.row_begin + own] = float(TokenOf(hash));
+        }
       }
       if (previous != seq.position + seq.rows - 1) ++corruptions_;
-      if (!have_first) first = hash;
-      have_first = true;
     }
   }
-  return first;
 }
 
 FakeTokenizer::FakeTokenizer() : Tokenizer(FakeVocabulary()) {}

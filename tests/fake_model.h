@@ -22,6 +22,7 @@ inline ModelConfig FakeConfig() {
   config.heads = 4;
   config.kv_heads = 2;
   config.head_dim = 8;
+  config.hidden = 1;
   config.vocab = 1000;
   config.context = 4096;
   config.eos_ids = {1};
@@ -48,6 +49,9 @@ class FakeModel final : public Model {
   absl::Status EnsureRows(int64_t rows) override;
   const float* Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                        int64_t num_logits) override;
+  // One number a row: the token that follows it.
+  const float* Residual() const override { return residual_.data(); }
+  void Logits(const float* residual, int64_t n, float* logits) override;
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return DType::kF32; }
   int64_t weight_bytes() const override { return 0; }
@@ -64,11 +68,11 @@ class FakeModel final : public Model {
 
  private:
   void Write(const Batch& batch, const BatchSeq& seq, const KvPool& pool);
-  uint64_t ReadBack(const BatchSeq& seq, const KvPool& pool);
+  void ReadBack(const BatchSeq& seq, const KvPool& pool);
 
   Backend* const backend_;
   const ModelConfig config_ = FakeConfig();
-  std::vector<float> logits_;
+  std::vector<float> logits_, residual_;
   std::atomic<int64_t> corruptions_{0};
 };
 

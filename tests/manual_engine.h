@@ -69,6 +69,7 @@ class FlakyBackend final : public Backend {
   void SelectTokens(const SelectTokensParams& p) override { cpu_->SelectTokens(p); }
   void Compact(const CompactParams& p) override { cpu_->Compact(p); }
   void Sample(const SampleParams& p) override { cpu_->Sample(p); }
+  void CompareLogits(const CompareLogitsParams& p) override { cpu_->CompareLogits(p); }
 
  private:
   const std::unique_ptr<Backend> cpu_ = MakeCpuBackend(1);

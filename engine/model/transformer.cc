@@ -120,16 +120,20 @@ void Transformer::RunStep(const Batch& batch, const KvPool& pool, const int32_t*
     Attention(layers_[i], i, batch, pool);
     Mlp(layers_[i], batch.rows);
   }
-  if (num_logits == 0) return;
-  backend_->RmsNorm({.x = x_.data(),
-                     .row_index = logit_rows,
+  if (num_logits > 0) Head(x_.data(), logit_rows, num_logits, logits_.data());
+}
+
+void Transformer::Head(const float* x, const int32_t* rows, int64_t n, float* logits) {
+  Check(n <= rows_, "more logits than activations have rows");
+  backend_->RmsNorm({.x = x,
+                     .row_index = rows,
                      .weight = final_norm_,
                      .out = normed_.data(),
                      .out_dtype = options_.dtype,
-                     .rows = num_logits,
-                     .hidden = c.hidden,
-                     .eps = c.norm_eps});
-  backend_->Linear({.x = normed_.data(), .w = head_, .out = logits_.data(), .rows = num_logits});
+                     .rows = n,
+                     .hidden = config_.hidden,
+                     .eps = config_.norm_eps});
+  backend_->Linear({.x = normed_.data(), .w = head_, .out = logits, .rows = n});
 }
 
 void Transformer::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {

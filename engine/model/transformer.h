@@ -37,6 +37,10 @@ class Transformer final : public Model {
   absl::Status EnsureRows(int64_t rows) override;
   const float* Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                        int64_t num_logits) override;
+  const float* Residual() const override { return x_.data(); }
+  void Logits(const float* residual, int64_t n, float* logits) override {
+    Head(residual, nullptr, n, logits);
+  }
 
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return options_.dtype; }
@@ -68,6 +72,8 @@ class Transformer final : public Model {
                      int64_t num_logits) const;
   void Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool);
   void Mlp(const Layer& layer, int64_t rows);
+  // Final norm and LM head of n rows of x: those in `rows`, or the first n without it.
+  void Head(const float* x, const int32_t* rows, int64_t n, float* logits);
   size_t Act() const { return SizeOf(options_.dtype); }
 
   // Constant after Load.

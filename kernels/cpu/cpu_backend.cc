@@ -102,6 +102,9 @@ void CpuBackend::DecodeAttention(const DecodeAttentionParams& p) {
 void CpuBackend::SelectTokens(const SelectTokensParams& p) { cpu::SelectTokens(workers_, p); }
 void CpuBackend::Compact(const CompactParams& p) { cpu::Compact(workers_.pool, p); }
 void CpuBackend::Sample(const SampleParams& p) { cpu::Sample(workers_.pool, p); }
+void CpuBackend::CompareLogits(const CompareLogitsParams& p) {
+  cpu::CompareLogits(workers_.pool, p);
+}
 
 std::unique_ptr<Backend> MakeCpuBackend(int threads) {
   Check(threads >= 0, "threads is 0 (all cores) or more");

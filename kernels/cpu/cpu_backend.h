@@ -41,6 +41,7 @@ class CpuBackend final : public Backend {
   void SelectTokens(const SelectTokensParams& p) override;
   void Compact(const CompactParams& p) override;
   void Sample(const SampleParams& p) override;
+  void CompareLogits(const CompareLogitsParams& p) override;
 
  private:
   const size_t budget_;  // bytes that were available at the start

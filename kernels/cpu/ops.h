@@ -16,6 +16,7 @@ void QkvPost(ThreadPool& pool, const QkvParams& p);
 void PrefillAttention(Workers& workers, const PrefillAttentionParams& p);
 void DecodeAttention(Workers& workers, const DecodeAttentionParams& p);
 void Sample(ThreadPool& pool, const SampleParams& p);
+void CompareLogits(ThreadPool& pool, const CompareLogitsParams& p);
 
 // Bytes of scratch that one thread needs for prefill attention on this shape.
 size_t PrefillAttentionScratch(const AttentionShape& shape);

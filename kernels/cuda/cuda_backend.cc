@@ -9,6 +9,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/attend.h"
+#include "kernels/cuda/compare_logits.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode_attention.h"
 #include "kernels/cuda/device_memory.h"
@@ -108,6 +109,7 @@ class CudaBackend final : public Backend {
   }
   void Compact(const CompactParams& p) override { LaunchCompact(p, stream_); }
   void Sample(const SampleParams& p) override;
+  void CompareLogits(const CompareLogitsParams& p) override { LaunchCompareLogits(p, stream_); }
   void Replay(uint64_t key, const std::function<void()>& step) override {
     graphs_.Run(key, step, stream_);
   }
