@@ -179,6 +179,42 @@ absl::StatusOr<EngineRequest> RequestFromProto(const v1::GenerateRequest& proto,
   return request;
 }
 
+absl::StatusOr<CompareRequest> CompareFromProto(const v1::CompareRequest& proto,
+                                                const ServedModel& model) {
+  CompareRequest request;
+  const auto& ids = proto.token_ids().ids();
+  RETURN_IF_ERROR(CheckIds(ids, model.vocab_size(), "token_ids"));
+  request.tokens.assign(ids.begin(), ids.end());
+  request.score_from = proto.score_from();
+  request.decode_from = proto.decode_from();
+  const v1::Policy &a = proto.policy_a(), &b = proto.policy_b();
+  ASSIGN_OR_RETURN(request.prefill_a,
+                   PrefillFromProto(a.prefill(), model.prefill, "policy_a.prefill"));
+  ASSIGN_OR_RETURN(request.kv_a, KvFromProto(a.kv(), model.kv, "policy_a.kv"));
+  ASSIGN_OR_RETURN(request.prefill_b,
+                   PrefillFromProto(b.prefill(), model.prefill, "policy_b.prefill"));
+  ASSIGN_OR_RETURN(request.kv_b, KvFromProto(b.kv(), model.kv, "policy_b.kv"));
+  return request;
+}
+
+void ComparedToProto(const ComparePosition& position, v1::ComparedPosition* proto) {
+  proto->set_position(position.position);
+  proto->set_kl(position.kl);
+  proto->set_top1_equal(position.top1_equal);
+  proto->set_logprob_a(position.logprob_a);
+  proto->set_logprob_b(position.logprob_b);
+}
+
+void CompareToProto(const CompareResult& result, v1::CompareSummary* proto) {
+  proto->set_attention_flops_a(result.attention_flops_a);
+  proto->set_attention_flops_b(result.attention_flops_b);
+  proto->set_attention_flops_dense(result.attention_flops_dense);
+  proto->set_prefill_seconds_a(result.prefill_seconds_a);
+  proto->set_prefill_seconds_b(result.prefill_seconds_b);
+  proto->set_kv_bytes_a(result.kv_bytes_a);
+  proto->set_kv_bytes_b(result.kv_bytes_b);
+}
+
 absl::Status CheckIds(const google::protobuf::RepeatedField<int32_t>& ids, int vocab_size,
                       std::string_view field) {
   for (int i = 0; i < ids.size(); ++i) {

@@ -38,6 +38,12 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const v1::GenerateRequest& pro
                                                   const ServedModel& model, bool first_turn);
 absl::StatusOr<std::vector<int32_t>> EncodeMessages(const v1::Messages& proto,
                                                     const ServedModel& model, bool first_turn);
+// Everything of a comparison but its deadline; what depends on the text's length is the engine's to
+// check.
+absl::StatusOr<CompareRequest> CompareFromProto(const v1::CompareRequest& proto,
+                                                const ServedModel& model);
+void ComparedToProto(const ComparePosition& position, v1::ComparedPosition* proto);
+void CompareToProto(const CompareResult& result, v1::CompareSummary* proto);
 // Each id in [0, vocab_size); `field` names the list.
 absl::Status CheckIds(const google::protobuf::RepeatedField<int32_t>& ids, int vocab_size,
                       std::string_view field);

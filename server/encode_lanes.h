@@ -1,7 +1,7 @@
 // Where requests are parsed, rendered and tokenized: two lanes, so that a megabyte of text never
 // delays a short question. A third one is for what waits for the engine thread, which answers
 // questions about sessions between two steps: up to a second later, for which neither a lane nor
-// gRPC may stand still.
+// gRPC may stand still. A fourth one is for comparisons, which run one at a time.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,7 @@ class EncodeLanes {
   // Requests up to `short_prompt_bytes` use the short lane.
   EncodeLanes(int64_t short_prompt_bytes, int64_t short_lane_bytes, int64_t long_lane_bytes)
       : short_prompt_bytes_(short_prompt_bytes),
+        compare_(long_lane_bytes),
         session_(long_lane_bytes, kSessionThreads),
         short_(short_lane_bytes),
         long_(long_lane_bytes) {}
@@ -62,6 +63,9 @@ class EncodeLanes {
   absl::Status PostSession(int64_t bytes, std::function<void()> job) {
     return session_.Post(bytes, std::move(job));
   }
+  absl::Status PostCompare(int64_t bytes, std::function<void()> job) {
+    return compare_.Post(bytes, std::move(job));
+  }
   int64_t short_bytes() const { return short_.bytes(); }
   int64_t long_bytes() const { return long_.bytes(); }
   int64_t session_bytes() const { return session_.bytes(); }
@@ -71,6 +75,7 @@ class EncodeLanes {
   static constexpr int kSessionThreads = 16;
 
   const int64_t short_prompt_bytes_;
+  EncodeLane compare_;
   EncodeLane session_;  // before the others: their jobs post to it
   EncodeLane short_, long_;
 };

@@ -37,6 +37,8 @@ void AddNetworkFlags(FlagSet* set, ServerFlags* flags) {
            "a second, plaintext address that serves health checks only; empty: off");
   set->Add("port-file", &flags->port_file, "write the gRPC port into this file once listening");
   set->Add("reflection", &flags->reflection, "serve gRPC reflection");
+  set->Add("allow-compare", &flags->allow_compare,
+           "serve Compare: one text read under two policies; for evaluation");
   set->Add("allow-remote-without-auth", &flags->allow_remote_without_auth,
            "listen beyond loopback although anyone who connects may use the model");
   set->Add("key-file", &flags->key_file,

@@ -26,6 +26,7 @@ struct ServerFlags {
   std::string health_listen;
   std::string port_file;
   bool reflection = false;
+  bool allow_compare = false;
   bool allow_remote_without_auth = false;
   std::string key_file;
   std::string tls_cert, tls_key, tls_client_ca;

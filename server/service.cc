@@ -13,6 +13,7 @@
 #include "engine/text/utf8.h"
 #include "entropyserve/v1/entropyserve.grpc.pb.h"
 #include "server/call_owner.h"
+#include "server/compare_call.h"
 #include "server/convert.h"
 #include "server/generate_call.h"
 #include "server/service_core.h"
@@ -44,13 +45,6 @@ template <typename Base>
 using RawStreams = v1::EntropyServe::WithRawCallbackMethod_Generate<
     v1::EntropyServe::WithRawCallbackMethod_Compare<Base>>;
 using RawService = RawSessions<RawText<RawInfo<RawStreams<v1::EntropyServe::Service>>>>;
-
-// A stream that ends before it begins.
-class RefusedStream final : public ServerWriteReactor<ByteBuffer> {
- public:
-  explicit RefusedStream(const absl::Status& status) { Finish(ToGrpcStatus(status)); }
-  void OnDone() override { delete this; }
-};
 
 absl::Status TokenizeText(const ServedModel& model, const v1::TokenizeRequest& request,
                           v1::TokenizeResponse* response) {
@@ -152,11 +146,8 @@ class Service final : public RawService {
   }
 
   ServerWriteReactor<ByteBuffer>* Compare(CallbackServerContext* context,
-                                          const ByteBuffer*) override {
-    const absl::StatusOr<std::string> owner = Owner(*context);
-    return new RefusedStream(
-        Count("Compare",
-              owner.ok() ? absl::UnimplementedError("Compare: not served here") : owner.status()));
+                                          const ByteBuffer* request) override {
+    return StartCompareCall(core_, context, *request);
   }
 
   ServerUnaryReactor* Tokenize(CallbackServerContext* context, const ByteBuffer* request,

@@ -28,11 +28,12 @@ struct ServiceLimits {
   int64_t short_prompt_bytes = 64 << 10;
   int64_t short_lane_bytes = int64_t{16} << 20;
   int64_t long_lane_bytes = int64_t{128} << 20;
+  bool allow_compare = false;  // Compare is served
   // What may wait for one reader before its sequence is paused, bytes.
   int64_t outbox_bytes = 64 << 10;
 };
 
-// A Generate call, as a drain sees it.
+// A streaming call, as a drain sees it.
 class OpenCall {
  public:
   virtual ~OpenCall() = default;

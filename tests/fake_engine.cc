@@ -68,6 +68,14 @@ std::map<RequestId, absl::Status> FakeEngine::Cancels() {
   std::lock_guard lock(mutex_);
   return cancels_;
 }
+std::vector<CompareRequest> FakeEngine::Compares() {
+  std::lock_guard lock(mutex_);
+  return compares_;
+}
+int64_t FakeEngine::Compared() {
+  std::lock_guard lock(mutex_);
+  return compared_;
+}
 int FakeEngine::Submits() {
   std::lock_guard lock(mutex_);
   return submits_;
@@ -155,6 +163,43 @@ void FakeEngine::Drain(steady_clock::time_point deadline) {
   }
   std::lock_guard lock(mutex_);
   for (auto& [id, running] : running_) running->cancel = absl::UnavailableError("drained");
+}
+
+absl::StatusOr<CompareResult> FakeEngine::Compare(CompareRequest request, CompareSink sink) {
+  std::unique_lock lock(mutex_);
+  if (!submit_status_.ok()) return submit_status_;
+  compares_.push_back(request);
+  const int64_t end = static_cast<int64_t>(request.tokens.size()) - 1,
+                batch = script_.compare_batch;
+  for (int64_t begin = request.score_from; begin < end;) {
+    std::vector<ComparePosition> positions;
+    if (held_) {
+      wake_.wait_for(lock, std::chrono::milliseconds(1));
+    } else {
+      for (int64_t p = begin; p < std::min(end, begin + batch); ++p) {
+        positions.push_back({.position = p,
+                             .kl = static_cast<double>(p),
+                             .top1_equal = p % 2 == 0,
+                             .logprob_a = -static_cast<double>(request.tokens[p + 1]),
+                             .logprob_b = -static_cast<double>(p)});
+      }
+    }
+    lock.unlock();
+    const bool go_on = sink(positions);
+    lock.lock();
+    if (request.deadline <= steady_clock::now()) return absl::DeadlineExceededError("late");
+    if (!go_on) return absl::CancelledError("cancelled");
+    begin += static_cast<int64_t>(positions.size());
+    compared_ += static_cast<int64_t>(positions.size());
+  }
+  if (!script_.fail_after_prefill.ok()) return script_.fail_after_prefill;
+  return CompareResult{.attention_flops_a = 1,
+                       .attention_flops_b = 2,
+                       .attention_flops_dense = 3,
+                       .prefill_seconds_a = 4,
+                       .prefill_seconds_b = 5,
+                       .kv_bytes_a = 6,
+                       .kv_bytes_b = 7};
 }
 
 absl::StatusOr<SessionInfo> FakeEngine::CreateSession(const std::string& owner) {

@@ -19,6 +19,8 @@ struct FakeScript {
   int prefill_steps = 2;
   int tokens = 4;         // of each answer; fewer when max_new_tokens says so
   size_t text_bytes = 0;  // of each token's text; 0: "t0 ", "t1 ", ...
+  // Of a comparison, beside those that the request's length gives.
+  int64_t compare_batch = 64;                          // positions handed over at a time
   absl::Status fail_after_prefill = absl::OkStatus();  // not OK: the request ends with kError
   int trace_layers = 0;
 };
@@ -46,6 +48,8 @@ class FakeEngine final : public Engine {
   int Submits();  // refused ones too
   bool IsPaused(RequestId id);
   int64_t TokensSent(RequestId id);
+  std::vector<CompareRequest> Compares();
+  int64_t Compared();  // positions handed over, of all comparisons
   // Returns when `condition` holds. Fails the test after a minute.
   static void WaitFor(const std::function<bool()>& condition);
 
@@ -56,6 +60,9 @@ class FakeEngine final : public Engine {
   EngineStats Stats() const override;
   absl::Status WarmUp() override { return absl::OkStatus(); }
   void Drain(std::chrono::steady_clock::time_point deadline) override;
+  // Position p of text t: kl p, logprob_a -t[p + 1], logprob_b -p, top1_equal for even p. While the
+  // engine is held only empty spans are handed over.
+  absl::StatusOr<CompareResult> Compare(CompareRequest request, CompareSink sink) override;
   absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) override;
   absl::StatusOr<SessionInfo> GetSession(const std::string& owner, const std::string& id) override;
   std::vector<SessionInfo> ListSessions(const std::string& owner) override;
@@ -90,6 +97,8 @@ class FakeEngine final : public Engine {
   int submits_ = 0;
   std::map<RequestId, std::unique_ptr<Running>> running_;
   std::vector<EngineRequest> requests_;
+  std::vector<CompareRequest> compares_;
+  int64_t compared_ = 0;
   std::map<RequestId, absl::Status> cancels_;
   std::map<RequestId, bool> paused_;
   std::map<RequestId, int64_t> sent_;
