@@ -23,6 +23,7 @@ struct Command {
 
 int RunGenerate(const std::vector<std::string>& args);
 int RunInspect(const std::vector<std::string>& args);
+int RunEval(const std::vector<std::string>& args);
 int RunChat(const std::vector<std::string>& args);
 int RunModels(const std::vector<std::string>& args);
 int RunTokenize(const std::vector<std::string>& args);

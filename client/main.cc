@@ -16,6 +16,7 @@ namespace {
 constexpr Command kCommands[] = {
     {"generate", "stream an answer to a prompt", RunGenerate},
     {"inspect", "draw what a request read and kept", RunInspect},
+    {"eval", "measure what policies cost on this model", RunEval},
     {"chat", "talk to the model", RunChat},
     {"models", "show the model, the load and the memory", RunModels},
     {"tokenize", "text to token ids", RunTokenize},

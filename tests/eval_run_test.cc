@@ -1,0 +1,519 @@
+// The evaluation's runs: what is asked of a server, what becomes of its answers, files of records,
+// resumed runs, servers that die, and sums over records.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "client/eval/record.h"
+#include "client/eval/report.h"
+#include "client/eval/task_runner.h"
+#include "engine/base/read_file.h"
+#include "tests/server_testing.h"
+
+namespace entropyserve {
+namespace {
+
+using ::testing::Contains;
+using ::testing::Each;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+// A file that is gone with the test.
+class TempFile {
+ public:
+  explicit TempFile(const std::string& text = "") {
+    std::string path = ::testing::TempDir() + "eval_XXXXXX";
+    const int fd = mkstemp(path.data());
+    EXPECT_GE(fd, 0);
+    close(fd);
+    path_ = path;
+    Write(text);
+    if (text.empty()) std::remove(path_.c_str());
+  }
+  ~TempFile() { std::remove(path_.c_str()); }
+  void Write(const std::string& text) { std::ofstream(path_, std::ios::binary) << text; }
+  std::string Read() const { return *ReadFile(path_); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+size_t Lines(const std::string& text) {
+  return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+std::vector<PolicySpec> Specs(const std::string& text) {
+  auto specs = ParsePolicySpecs(text);
+  EXPECT_TRUE(specs.ok()) << specs.status();
+  return *std::move(specs);
+}
+
+TEST(EvalPolicyTest, ReadsBothHalves) {
+  const PolicySpec spec =
+      Specs("entropy:base=1024:dense_prefix=512+latent:budget=256:fraction=0.5")[0];
+  EXPECT_EQ(spec.policy.prefill().preset(), "entropy");
+  EXPECT_EQ(spec.policy.prefill().base_tokens(), 1024);
+  EXPECT_EQ(spec.policy.prefill().dense_prefix_tokens(), 512);
+  EXPECT_FALSE(spec.policy.prefill().has_correction());
+  EXPECT_EQ(spec.policy.kv().preset(), "latent");
+  EXPECT_EQ(spec.policy.kv().budget_tokens(), 256);
+  EXPECT_FLOAT_EQ(spec.policy.kv().fraction(), 0.5f);
+  EXPECT_EQ(Specs("coverage")[0].name, "coverage+full");
+  EXPECT_EQ(Specs("coverage")[0].policy.kv().preset(), "full");
+  EXPECT_FALSE(Specs("default+default:gap=4")[0].policy.prefill().has_preset());
+  EXPECT_EQ(Specs("full+full,entropy+latent").size(), 2u);
+  for (const char* wrong : {"", "+latent", "entropy+", "entropy:base+full", "entropy:bass=1+full",
+                            "entropy:base=x+full", "full,full+full"}) {
+    EXPECT_EQ(ParsePolicySpecs(wrong).status().code(), absl::StatusCode::kInvalidArgument) << wrong;
+  }
+  EXPECT_THAT(std::string(ParsePolicySpecs("full+latent:bugdet=1").status().message()),
+              HasSubstr("full+latent:bugdet=1"));
+}
+
+TEST(EvalTaskListTest, NamesGroupsAndVariants) {
+  const auto names = [](const char* text) {
+    std::vector<std::string> out;
+    const auto jobs = ParseTasks(text, {4096, 8192});
+    EXPECT_TRUE(jobs.ok()) << jobs.status();
+    for (const TaskJob& job : *jobs) out.push_back(absl::StrCat(job.name(), " ", job.length));
+    return out;
+  };
+  EXPECT_THAT(names("vt,cwe/hidden,vt"),
+              ElementsAre("vt 4096", "vt 8192", "cwe/hidden 4096", "cwe/hidden 8192"));
+  EXPECT_EQ(names("ruler").size(), 2u * 11);
+  EXPECT_EQ(names("all").size(), 2u * Tasks().size());
+  EXPECT_THAT(names("all/turns"), Contains("kv_retrieval/turns 4096"));
+  for (const char* wrong : {"", "vtt", "vt/hiden", "vt/turns", "vt/"}) {
+    EXPECT_EQ(ParseTasks(wrong, {4096}).status().code(), absl::StatusCode::kInvalidArgument)
+        << wrong;
+  }
+}
+
+// --- files ---
+
+TaskRecord Record(const std::string& task, const std::string& policy, int index, double score) {
+  TaskRecord r;
+  r.server = "s";
+  r.task = task;
+  r.policy = policy;
+  r.haystack = "own";
+  r.format = "chat";
+  r.length = 4096;
+  r.index = index;
+  r.score = score;
+  r.seed = 0xffffffffffffffff;
+  r.turn_scores = {score};
+  r.answers = {"\"quoted\"\n\xff"};
+  r.expected = {"1 | 2"};
+  r.flops_executed = 1.5e15;
+  r.flops_dense = 3e15;
+  r.kv_bytes_before = 1000;
+  r.kv_bytes_after = 250;
+  r.compressed = true;
+  r.prefill_seconds = 0.125;
+  return r;
+}
+
+TEST(EvalRecordFileTest, ComesBackAsItWas) {
+  const TempFile file;
+  {
+    auto records = RecordFile::Open(file.path(), false, "s");
+    ASSERT_TRUE(records.ok()) << records.status();
+    ASSERT_TRUE((*records)->Add(Record("vt", "a", 3, 0.6)).ok());
+    CompareRecord compare;
+    compare.server = "s";
+    compare.policy = "b";
+    compare.window = 2;
+    compare.decoded.kl = 0.25;
+    ASSERT_TRUE((*records)->Add(compare).ok());
+  }
+  EXPECT_EQ(Lines(file.Read()), 2u);
+  EXPECT_EQ(RecordFile::Open(file.path(), false, "s").status().code(),
+            absl::StatusCode::kAlreadyExists);
+  auto again = RecordFile::Open(file.path(), true, "s");
+  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_EQ((*again)->task_records().size(), 1u);
+  TaskRecord expected = Record("vt", "a", 3, 0.6);
+  expected.answers = {"\"quoted\"\n\uFFFD"};  // what is no character cannot be in JSON
+  EXPECT_EQ(ToJsonLine((*again)->task_records()[0]), ToJsonLine(expected));
+  EXPECT_TRUE((*again)->Has(KeyOf(expected)));
+  EXPECT_FALSE((*again)->Has(KeyOf(Record("vt", "a", 4, 0.6))));
+  ASSERT_EQ((*again)->compare_records().size(), 1u);
+  EXPECT_DOUBLE_EQ((*again)->compare_records()[0].decoded.kl, 0.25);
+}
+
+TEST(EvalRecordFileTest, DropsOnlyAnUnfinishedLastLine) {
+  const std::string line = ToJsonLine(Record("vt", "a", 0, 1)) + "\n";
+  const TempFile file(line + line + line.substr(0, 50));
+  {
+    auto records = RecordFile::Open(file.path(), true, "s");
+    ASSERT_TRUE(records.ok()) << records.status();
+    EXPECT_EQ((*records)->task_records().size(), 1u);
+    ASSERT_TRUE((*records)->Add(Record("vt", "a", 1, 1)).ok());
+  }
+  EXPECT_EQ(file.Read(), line + ToJsonLine(Record("vt", "a", 1, 1)) + "\n");
+}
+
+TEST(EvalRecordFileTest, RefusesWhatItCannotGoOnFrom) {
+  const auto error = [](const std::string& text) {
+    const TempFile file(text);
+    const auto status = RecordFile::Open(file.path(), true, "s").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(file.Read(), text);  // and leaves it
+    return std::string(status.message());
+  };
+  const std::string line = ToJsonLine(Record("vt", "a", 0, 1)) + "\n";
+  EXPECT_THAT(error(line + "{}\n"), HasSubstr("line 2: expected a record"));
+  EXPECT_THAT(error("notes\n"), HasSubstr("line 1: expected a record"));
+  TaskRecord other = Record("vt", "a", 1, 1);
+  other.server = "another";
+  EXPECT_THAT(error(line + ToJsonLine(other) + "\n"), HasSubstr("it is of \"another\""));
+  EXPECT_EQ(RecordFile::Open("/no/such/folder/x", false, "s").status().code(),
+            absl::StatusCode::kNotFound);
+}
+
+// --- sums ---
+
+TEST(EvalReportTest, SumsByHand) {
+  std::vector<TaskRecord> records;
+  for (int i = 0; i < 4; ++i) {
+    records.push_back(Record("vt", "full+full", i, 1));
+    records.push_back(Record("vt", "x+y", i, i == 0 ? 1 : 0.2));
+    records.push_back(Record("cwe", "x+y", i, 0.5));
+  }
+  for (TaskRecord& r : records) {
+    if (r.policy == "full+full") {
+      r.compressed = false;
+      r.kv_bytes_after = 1000;
+      r.flops_executed = r.flops_dense;
+    }
+  }
+  records[1].flops_executed = 0;  // of x+y: 0 + 3 * 1.5e15 of 4 * 3e15
+  const std::vector<TaskCell> cells = TaskCells(records);
+  ASSERT_EQ(cells.size(), 5u);
+  EXPECT_EQ(cells[0].policy, "full+full");
+  EXPECT_DOUBLE_EQ(cells[0].attention_share, 1);
+  EXPECT_EQ(cells[0].compressed, 0);
+  const TaskCell& cell = cells[1];
+  EXPECT_EQ(cell.task + cell.policy, "vtx+y");
+  EXPECT_EQ(cell.n, 4);
+  EXPECT_DOUBLE_EQ(cell.score, 0.4);
+  EXPECT_DOUBLE_EQ(cell.interval.low, Wilson(0.4, 4).low);
+  EXPECT_EQ(cell.pairs, 4);
+  EXPECT_DOUBLE_EQ(cell.difference, -0.6);
+  EXPECT_DOUBLE_EQ(cell.attention_share, 0.375);
+  EXPECT_DOUBLE_EQ(cell.kv_share, 0.25);
+  EXPECT_DOUBLE_EQ(cell.prefill_seconds, 0.125);
+  EXPECT_EQ(cell.compressed, 4);
+  EXPECT_EQ(cells[2].task, "cwe");
+  EXPECT_EQ(cells[2].pairs, 0);  // nothing to compare with
+  EXPECT_EQ(cells[4].task, kAllTasks);
+  EXPECT_EQ(cells[4].n, 8);
+  EXPECT_EQ(cells[4].pairs, 4);
+  EXPECT_DOUBLE_EQ(cells[4].score, 0.45);
+  EXPECT_DOUBLE_EQ(cells[4].difference, -0.6);
+  const std::string table = TaskTable(cells);
+  EXPECT_THAT(table, HasSubstr("-0.60 ["));
+  EXPECT_EQ(Lines(table), 6u);
+}
+
+TEST(EvalReportTest, OnlyLikePromptsArePaired) {
+  std::vector<TaskRecord> records = {Record("vt", "full+full", 0, 1), Record("vt", "x+y", 1, 0),
+                                     Record("vt", "x+y", 0, 1)};
+  records[2].format = "text";
+  for (const TaskCell& cell : TaskCells(records)) {
+    EXPECT_EQ(cell.pairs, cell.policy == "x+y" ? 0 : 1);
+  }
+}
+
+// --- runs against a server ---
+
+class EvalRunTest : public ServerFixture {
+ protected:
+  void SetUp() override {
+    StartServer();
+    ClientOptions options;
+    options.server = address();
+    options.max_attempts = 1;
+    client_ = *Client::Create(options);
+    engine_->SetScript({.tokens = 1000});
+  }
+  TaskRun Run(const std::string& tasks, const std::string& policies, int prompts = 2) {
+    TaskRun run;
+    run.jobs = *ParseTasks(tasks, {2048});
+    run.policies = Specs(policies);
+    run.prompts = prompts;
+    run.haystack = &haystack_;
+    run.model = *client_->GetModel();
+    run.server = "s";
+    run.call.deadline_seconds = 60;
+    return run;
+  }
+  static std::unique_ptr<RecordFile> Memory() { return *RecordFile::Open("", false, "s"); }
+
+  const Haystack haystack_;
+  std::unique_ptr<Client> client_;
+};
+
+TEST_F(EvalRunTest, AsksEveryPolicyTheSamePromptOfTheRightLength) {
+  const auto records = Memory();
+  const TaskRun run = Run("niah_single_1,vt", "full+full,entropy:base=1024+latent:budget=256", 3);
+  ASSERT_TRUE(RunTasks(client_.get(), run, records.get()).ok());
+  const std::vector<EngineRequest> requests = engine_->Requests();
+  ASSERT_EQ(requests.size(), 2u * 3 * 2);
+  std::map<std::vector<int32_t>, int> prompts;
+  for (const EngineRequest& request : requests) {
+    ++prompts[request.prompt];
+    const auto room = static_cast<size_t>(request.sampling.max_new_tokens);
+    EXPECT_LE(request.prompt.size() + room, 2048u);
+    EXPECT_GE(request.prompt.size() + room, 2048u - 2048 / 100 - 60);  // a line of noise
+    EXPECT_EQ(request.sampling.temperature, 0);
+    EXPECT_EQ(request.sampling.min_new_tokens, 16 + 8);  // the gap and more
+    EXPECT_GT(request.sampling.forced_token_ids.size(), 5u);
+  }
+  EXPECT_EQ(prompts.size(), 6u);
+  for (const auto& [prompt, times] : prompts) EXPECT_EQ(times, 2);
+  const std::vector<TaskRecord> done = records->task_records();
+  ASSERT_EQ(done.size(), 12u);
+  for (const TaskRecord& r : done) {
+    EXPECT_TRUE(r.compressed);
+    EXPECT_EQ(r.flops_dense, 120);
+    EXPECT_EQ(r.expected.size(), 1u);
+    EXPECT_EQ(r.score, 0);  // the fake engine knows nothing
+  }
+  // The first prompts of both tasks come before the second ones.
+  EXPECT_THAT((std::vector<int>{done[0].index, done[2].index, done[4].index}),
+              ElementsAre(0, 0, 1));
+}
+
+TEST_F(EvalRunTest, PromptsDoNotDependOnOrderOrThreads) {
+  const auto prompts = [this](const TaskRun& run) {
+    const size_t before = engine_->Requests().size();
+    const auto records = Memory();
+    EXPECT_TRUE(RunTasks(client_.get(), run, records.get()).ok());
+    std::multiset<std::vector<int32_t>> all;
+    for (size_t i = before; i < engine_->Requests().size(); ++i) {
+      all.insert(engine_->Requests()[i].prompt);
+    }
+    return all;
+  };
+  TaskRun run = Run("niah_multikey_2,cwe", "full+full", 6);
+  const auto alone = prompts(run);
+  EXPECT_EQ(alone.size(), 12u);
+  run.concurrency = 4;
+  EXPECT_EQ(prompts(run), alone);
+  std::swap(run.jobs[0], run.jobs[1]);
+  EXPECT_EQ(prompts(run), alone);
+}
+
+TEST_F(EvalRunTest, VariantsUseSessionsAndLeaveNone) {
+  auto records = Memory();
+  ASSERT_TRUE(
+      RunTasks(client_.get(), Run("vt/hidden", "full+full,full+latent", 1), records.get()).ok());
+  std::vector<EngineRequest> requests = engine_->Requests();
+  ASSERT_EQ(requests.size(), 4u);  // text and question, twice
+  EXPECT_EQ(requests[0].sampling.max_new_tokens, 0);
+  EXPECT_GT(requests[0].prompt.size(), 1000u);
+  EXPECT_LT(requests[1].prompt.size(), 100u);
+  EXPECT_EQ(requests[0].session_id, requests[1].session_id);
+  EXPECT_EQ(records->task_records()[0].flops_dense, 240);  // of both
+
+  records = Memory();
+  ASSERT_TRUE(RunTasks(client_.get(), Run("vt/forked", "full+full,full+latent,entropy+adakv", 1),
+                       records.get())
+                  .ok());
+  requests = engine_->Requests();
+  requests.erase(requests.begin(), requests.begin() + 4);
+  ASSERT_EQ(requests.size(), 5u);  // two readings, three questions
+  std::multiset<int64_t> rooms;
+  for (const EngineRequest& r : requests) rooms.insert(r.sampling.max_new_tokens);
+  EXPECT_EQ(rooms.count(0), 2u);
+  ASSERT_EQ(records->task_records().size(), 3u);
+  for (const TaskRecord& r : records->task_records()) EXPECT_EQ(r.flops_dense, 240);
+
+  records = Memory();
+  ASSERT_TRUE(
+      RunTasks(client_.get(), Run("niah_multikey_1/turns", "full+latent", 1), records.get()).ok());
+  EXPECT_EQ(engine_->Requests().size(), 4u + 5 + 4);
+  EXPECT_EQ(records->task_records()[0].answers.size(), 4u);
+  EXPECT_THAT(client_->ListSessions()->sessions(), IsEmpty());
+}
+
+TEST_F(EvalRunTest, ResumeMeasuresOnlyWhatIsMissing) {
+  const TempFile file;
+  {
+    auto records = RecordFile::Open(file.path(), false, "s");
+    ASSERT_TRUE(RunTasks(client_.get(), Run("vt", "full+full", 2), records->get()).ok());
+  }
+  auto records = RecordFile::Open(file.path(), true, "s");
+  ASSERT_TRUE(RunTasks(client_.get(), Run("vt", "full+full,full+latent", 3), records->get()).ok());
+  EXPECT_EQ(engine_->Requests().size(), 6u);  // not one twice
+  EXPECT_EQ((*records)->task_records().size(), 6u);
+  EXPECT_EQ(Lines(file.Read()), 6u);
+  ASSERT_TRUE(RunTasks(client_.get(), Run("vt", "full+full,full+latent", 3), records->get()).ok());
+  EXPECT_EQ(engine_->Requests().size(), 6u);
+  // Another seed is another prompt.
+  TaskRun other = Run("vt", "full+full", 1);
+  other.seed = 2;
+  ASSERT_TRUE(RunTasks(client_.get(), other, records->get()).ok());
+  EXPECT_EQ(engine_->Requests().size(), 7u);
+}
+
+TEST_F(EvalRunTest, ADyingServerEndsTheRunAndLeavesWhatWasMeasured) {
+  const TempFile file;
+  auto records = RecordFile::Open(file.path(), false, "s");
+  TaskRun run = Run("vt", "full+full,full+latent", 20);
+  run.on_prompt = [this](int done, int all) {
+    EXPECT_EQ(all, 20);
+    if (done == 3) {
+      core_->AbortAll(absl::UnavailableError("dying"));
+      engine_->SetSubmitStatus(absl::UnavailableError("dead"));
+    }
+  };
+  const absl::Status status = RunTasks(client_.get(), run, records->get());
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Lines(file.Read()), 6u);
+  EXPECT_EQ((*records)->task_records().size(), 6u);
+
+  engine_->SetSubmitStatus(absl::OkStatus());
+  engine_->SetScript({.tokens = 1000, .fail_after_prefill = absl::InternalError("broken")});
+  run.on_prompt = {};
+  run.concurrency = 4;
+  EXPECT_EQ(RunTasks(client_.get(), run, records->get()).code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(Lines(file.Read()), 6u);
+}
+
+TEST_F(EvalRunTest, TimeAndCancelEndIt) {
+  const auto records = Memory();
+  TaskRun run = Run("vt", "full+full", 20);
+  int asked = 0;
+  run.out_of_time = [&asked] { return ++asked > 5; };
+  EXPECT_TRUE(RunTasks(client_.get(), run, records.get()).ok());
+  EXPECT_EQ(records->task_records().size(), 5u);
+  CancelToken cancel;
+  run.out_of_time = {};
+  run.call.cancel = &cancel;
+  run.on_prompt = [&cancel](int, int) { cancel.Cancel(); };
+  EXPECT_EQ(RunTasks(client_.get(), run, records.get()).code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(records->task_records().size(), 6u);
+}
+
+TEST_F(EvalRunTest, ALengthThatFitsNothingSaysSo) {
+  TaskRun run = Run("cwe", "full+full");
+  run.jobs[0].length = 300;
+  const auto records = Memory();
+  const absl::Status status = RunTasks(client_.get(), run, records.get());
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("cwe at 300: the shortest prompt takes"));
+}
+
+// --- what counts as the answer ---
+
+// Answers every Generate with given tokens; texts are their ids.
+class ScriptedClient : public Client {
+ public:
+  struct Token {
+    int32_t id, likeliest;
+  };
+  std::vector<Token> script;
+  std::vector<v1::GenerateRequest> requests;
+
+  absl::Status Generate(const v1::GenerateRequest& request,
+                        const std::function<void(const v1::GenerateEvent&)>& on_event,
+                        const CallOptions&) override {
+    requests.push_back(request);
+    v1::GenerateEvent event;
+    for (const int32_t id : request.sampling().forced_token_ids()) {
+      event.mutable_tokens()->add_ids(id);
+      event.mutable_tokens()->add_logprobs()->add_top()->set_id(kEnd);  // means nothing there
+    }
+    for (const Token& token : script) {
+      event.mutable_tokens()->add_ids(token.id);
+      event.mutable_tokens()->add_logprobs()->add_top()->set_id(token.likeliest);
+    }
+    on_event(event);
+    on_event(v1::GenerateEvent::default_instance());
+    return absl::OkStatus();
+  }
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request,
+                                                const CallOptions&) override {
+    v1::TokenizeResponse response;
+    const std::string& text =
+        request.has_text() ? request.text() : request.messages().messages(0).content();
+    for (size_t i = 0; i < text.size() / 4; ++i) response.add_ids(1);
+    return response;
+  }
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request,
+                                                    const CallOptions&) override {
+    v1::DetokenizeResponse response;
+    response.set_text(absl::StrJoin(request.ids(), " "));
+    return response;
+  }
+  absl::Status Compare(const v1::CompareRequest&,
+                       const std::function<void(const v1::CompareEvent&)>&,
+                       const CallOptions&) override {
+    return absl::UnimplementedError("");
+  }
+  absl::StatusOr<v1::Session> CreateSession(const CallOptions&) override { return v1::Session(); }
+  absl::StatusOr<v1::Session> GetSession(const std::string&, const CallOptions&) override {
+    return v1::Session();
+  }
+  absl::StatusOr<v1::ListSessionsResponse> ListSessions(const CallOptions&) override {
+    return v1::ListSessionsResponse();
+  }
+  absl::StatusOr<v1::Session> ForkSession(const std::string&, const CallOptions&) override {
+    return v1::Session();
+  }
+  absl::Status DeleteSession(const std::string&, const CallOptions&) override {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<v1::GetModelResponse> GetModel(const CallOptions&) override {
+    v1::GetModelResponse model;
+    model.add_end_token_ids(kEnd);
+    return model;
+  }
+  absl::StatusOr<v1::GetServerResponse> GetServer(const CallOptions&) override {
+    return v1::GetServerResponse();
+  }
+
+  static constexpr int32_t kEnd = 99;
+};
+
+std::string AnswerOf(std::vector<ScriptedClient::Token> script, int answer_limit = 0) {
+  ScriptedClient client;
+  client.script = std::move(script);
+  TaskRun run;
+  run.jobs = *ParseTasks("passkey", {1024});
+  run.policies = Specs("full+full");
+  run.prompts = 1;
+  const Haystack haystack;
+  run.haystack = &haystack;
+  run.model = *client.GetModel({});
+  run.answer_limit = answer_limit;
+  const auto records = *RecordFile::Open("", false, "");
+  EXPECT_TRUE(RunTasks(&client, run, records.get()).ok());
+  return records->task_records()[0].answers[0];
+}
+
+TEST(EvalAnswerTest, EndsWhereTheModelWouldHaveEnded) {
+  EXPECT_EQ(AnswerOf({{5, 5}, {6, 6}, {7, 7}}), "5 6 7");
+  // An end token that min_new_tokens did not allow: what was taken instead is no answer.
+  EXPECT_EQ(AnswerOf({{5, 5}, {6, 99}, {7, 7}}), "5");
+  EXPECT_EQ(AnswerOf({{5, 5}, {6, 6}, {99, 99}}), "5 6");
+  EXPECT_EQ(AnswerOf({{6, 99}, {7, 7}}), "");
+  EXPECT_EQ(AnswerOf({{5, 5}, {6, 6}, {7, 7}}, 2), "5 6");
+  EXPECT_EQ(AnswerOf({}), "");
+}
+
+}  // namespace
+}  // namespace entropyserve
