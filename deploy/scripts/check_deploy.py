@@ -19,7 +19,7 @@ DEPLOY = ROOT / "deploy"
 # Custom resources: their schemas come with their operators, not with Kubernetes.
 CUSTOM = {"ServiceMonitor", "ScaledObject", "InferencePool", "Gateway", "HTTPRoute"}
 # The oldest and the newest Kubernetes that manifests must fit.
-VERSIONS = ("1.27", "1.33")
+VERSIONS = ("1.27", "1.37")
 # Kubernetes' own time to stop a container after the drain, seconds.
 MARGIN = 5
 

@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
 # Checks deploy/ without a cluster: rules and their unit tests, the dashboard's queries, names of metrics
-# and flags, manifests against the Kubernetes schemas. Needs
-#   apt-get install prometheus python3-yaml    (promtool; PROMTOOL=PATH takes another)
-#   pip install kubernetes-validate            (in the environment of PYTHON, default python3)
-# Overlays are rendered where kubectl is at hand (1.21 or later), the chart where helm is; where they are
-# not, that is said, and only the base and the components are checked.
+# and flags, manifests against the Kubernetes schemas. Needs promtool (package prometheus; PROMTOOL=PATH takes
+# another) and a Python with yaml (package python3-yaml). What else is at hand is used, and what is not is said:
+#   kubernetes-validate, which fetch_schemas.sh puts into build/schemas: manifests
+#   kubectl 1.21 or later: overlays       helm: the chart, which render_chart.py renders otherwise
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 promtool=${PROMTOOL:-promtool}
-python=${PYTHON:-python3}
+python=python3
+export PYTHONPATH=build/schemas
+"$python" -c 'import yaml' 2>/dev/null || python=/usr/bin/python3  # python3-yaml is Debian's Python's
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 skipped=()
 
 command -v "$promtool" >/dev/null || { echo "no promtool: apt-get install prometheus" >&2; exit 1; }
-"$python" -c 'import yaml, kubernetes_validate' ||
-  { echo "pip install kubernetes-validate for $python" >&2; exit 1; }
+"$python" -c 'import yaml' || { echo "no yaml: apt-get install python3-yaml" >&2; exit 1; }
 
 "$promtool" check config deploy/prometheus/prometheus.yml
 (cd deploy/prometheus && "$promtool" test rules rules_test.yaml)
@@ -39,18 +39,23 @@ fi
 chart=deploy/helm/entropyserve
 if command -v helm >/dev/null; then
   helm lint --strict "$chart"
-  helm template es "$chart" >"$dir/chart-cpu.yaml"
-  helm template es "$chart" -f "$chart/values-gpu.yaml" --set autoscaling.kind=hpa \
-    --set serviceMonitor.enabled=true --set tls.secret=tls --set tls.clientCa=true >"$dir/chart-gpu.yaml"
-  helm template es "$chart" --set autoscaling.kind=keda >"$dir/chart-keda.yaml"
-  manifests+=("$dir"/chart-*.yaml)
-  if helm template es "$chart" --set keysSecret= >/dev/null 2>&1; then
+  template() { helm template es "$chart" "$@"; }
+else
+  template() { "$python" deploy/scripts/render_chart.py "$chart" "$@"; }
+  skipped+=("helm: the chart is rendered by render_chart.py instead")
+fi
+
+if "$python" -c 'import kubernetes_validate' 2>/dev/null; then
+  template >"$dir/chart-cpu.yaml"
+  template -f "$chart/values-gpu.yaml" --set autoscaling.kind=hpa --set serviceMonitor.enabled=true \
+    --set tls.secret=tls --set tls.clientCa=true >"$dir/chart-gpu.yaml"
+  template --set autoscaling.kind=keda >"$dir/chart-keda.yaml"
+  if template --set keysSecret= >/dev/null 2>&1; then
     echo "the chart accepts a server that anyone may use" >&2
     exit 1
   fi
+  "$python" deploy/scripts/check_deploy.py manifests "${manifests[@]}" "$dir"/chart-*.yaml
 else
-  skipped+=("chart: no helm")
+  skipped+=("manifests: no kubernetes-validate; deploy/scripts/fetch_schemas.sh fetches it")
 fi
-
-"$python" deploy/scripts/check_deploy.py manifests "${manifests[@]}"
 for what in "${skipped[@]}"; do echo "NOT RUN: $what"; done

@@ -75,6 +75,12 @@ fetch_model() {
     summary+=("SmolLM2-135M-Instruct could not be fetched: smollm2_check is NOT RUN")
 }
 
+# Likewise the Kubernetes schemas of deploy_check.
+fetch_schemas() {
+  deploy/scripts/fetch_schemas.sh >/dev/null ||
+    summary+=("Kubernetes schemas could not be fetched: deploy_check leaves the manifests out")
+}
+
 for name in $stages; do
   case $name in
     asan)
@@ -88,6 +94,7 @@ for name in $stages; do
       ;;
     cpu)
       fetch_model
+      fetch_schemas
       stage "cpu: build" build cpu build all
       ;;
     *) echo "unknown stage \"$name\"" >&2; exit 2 ;;
