@@ -13,7 +13,9 @@ class DeviceArray {
  public:
   DeviceArray() = default;
   DeviceArray(Backend* backend, int64_t size)
-      : backend_(backend), data_(static_cast<T*>(backend->Alloc(size * sizeof(T)))), size_(size) {}
+      : backend_(backend),
+        data_(static_cast<T*>(backend->Alloc(size * sizeof(T)))),
+        size_(data_ ? size : 0) {}
   DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
   DeviceArray& operator=(DeviceArray&& other) noexcept {
     std::swap(backend_, other.backend_);
