@@ -2,6 +2,7 @@
 # run the same ones.
 #   make build    programs into build/bin (installs what is missing)
 #   make test     all tests, also under sanitizers; STAGES="asan tsan cpu" picks
+#   make soak     the server in trouble, for minutes: overload, stalled readers, signals; prints a table
 #   make demo     asks a small model about a long document; MODEL=PATH uses your own
 #   make package  one archive in dist that runs on other machines; BACKEND=cpu leaves CUDA out
 #   make format, make lint, make clean
@@ -14,7 +15,7 @@ BASE ?= HEAD
 SCRIPTS := deploy/scripts
 SOURCES := git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
 
-.PHONY: build test demo package format lint clean
+.PHONY: build test soak demo package format lint clean
 .DEFAULT_GOAL := build
 
 build:
@@ -25,6 +26,12 @@ build:
 test:
 	$(SCRIPTS)/install_deps.sh build test demo
 	JOBS=$(JOBS) $(SCRIPTS)/test.sh
+
+soak:
+	$(SCRIPTS)/install_deps.sh build test
+	cmake --preset cpu
+	cmake --build build --parallel $(JOBS) --target drills
+	$(SCRIPTS)/soak.sh
 
 demo: build
 	MODEL="$(MODEL)" $(SCRIPTS)/demo.sh
