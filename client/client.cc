@@ -1,10 +1,7 @@
 #include "client/client.h"
 
-#include <google/protobuf/any.pb.h>
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,14 +10,11 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "client/channel.h"
 #include "engine/base/mutex.h"
-#include "engine/base/read_file.h"
 #include "engine/base/status_details.h"
 #include "engine/base/status_macros.h"
 #include "entropyserve/v1/entropyserve.grpc.pb.h"
-#include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
 
 namespace entropyserve {
 
@@ -52,42 +46,6 @@ using Clock = std::chrono::system_clock;
 
 // Between attempts when the server gives no advice: 0.2 s, doubled up to 5 s.
 constexpr double kFirstRetrySeconds = 0.2, kMaxRetrySeconds = 5;
-
-absl::Status ToAbsl(const grpc::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-  google::rpc::Status rich;
-  if (!rich.ParseFromString(status.error_details())) return result;
-  for (const google::protobuf::Any& detail : rich.details()) {
-    google::rpc::RetryInfo retry;
-    google::rpc::ErrorInfo info;
-    if (detail.UnpackTo(&retry)) {
-      result = WithRetryAfter(result, static_cast<double>(retry.retry_delay().seconds()) +
-                                          retry.retry_delay().nanos() * 1e-9);
-    } else if (detail.UnpackTo(&info)) {
-      result = WithReason(result, info.reason().c_str());
-    }
-  }
-  return result;
-}
-
-// An absent file is an empty text: gRPC's own default.
-absl::StatusOr<std::string> ReadPem(const std::string& path) {
-  return path.empty() ? std::string() : ReadFile(path);
-}
-
-absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
-    const ClientOptions& options) {
-  if (options.tls_cert.empty() != options.tls_key.empty()) {
-    return absl::InvalidArgumentError("a client certificate needs both its file and its key");
-  }
-  if (options.tls_ca.empty() && options.tls_cert.empty()) return grpc::InsecureChannelCredentials();
-  grpc::SslCredentialsOptions ssl;
-  ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_ca));
-  ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem(options.tls_cert));
-  ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key));
-  return grpc::SslCredentials(ssl);
-}
 
 }  // namespace
 
@@ -160,9 +118,7 @@ class GrpcClient final : public Client {
             std::optional<Clock::time_point> deadline)
         : cancel_(call.cancel == nullptr ? nullptr : call.cancel->impl_.get()) {
       if (deadline.has_value()) context_.set_deadline(*deadline);
-      if (!client.api_key.empty()) {
-        context_.AddMetadata("authorization", absl::StrCat("Bearer ", client.api_key));
-      }
+      AddCredentials(client, &context_);
       if (cancel_ == nullptr) return;
       MutexLock lock(&cancel_->mutex);
       cancel_->contexts.insert(&context_);
@@ -253,19 +209,8 @@ class GrpcClient final : public Client {
 };
 
 absl::StatusOr<std::unique_ptr<Client>> Client::Create(const ClientOptions& options) {
-  // A key file made with `echo` ends in a newline, on which gRPC would abort.
-  if (std::any_of(options.api_key.begin(), options.api_key.end(),
-                  [](char c) { return c < 0x20 || c > 0x7e; })) {
-    return absl::InvalidArgumentError(
-        "--api-key: it holds a character that a header cannot carry, such as a newline");
-  }
-  ASSIGN_OR_RETURN(const auto credentials, Credentials(options));
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);  // a long prefill is silent for minutes
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);         // retries are ours: they follow RetryInfo
-  return std::make_unique<GrpcClient>(
-      options, grpc::CreateCustomChannel(options.server, credentials, arguments));
+  ASSIGN_OR_RETURN(const auto channel, OpenChannel(options));
+  return std::make_unique<GrpcClient>(options, channel);
 }
 
 }  // namespace entropyserve

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <thread>
@@ -106,6 +107,19 @@ void InterruptGuard::Watch(CancelToken* token) {
 absl::StatusOr<std::string> ReadText(const std::string& path) {
   if (path != "-") return ReadFile(path);
   return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+}
+
+absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text) {
+  if (path == "-") {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    return std::fflush(stdout) == 0 ? absl::OkStatus()
+                                    : absl::UnavailableError("cannot write standard output");
+  }
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (file) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
 }
 
 }  // namespace entropyserve

@@ -21,10 +21,12 @@ struct Command {
   int (*run)(const std::vector<std::string>& args);
 };
 
+int RunBench(const std::vector<std::string>& args);
 int RunGenerate(const std::vector<std::string>& args);
 int RunInspect(const std::vector<std::string>& args);
 int RunEval(const std::vector<std::string>& args);
 int RunChat(const std::vector<std::string>& args);
+int RunSession(const std::vector<std::string>& args);
 int RunModels(const std::vector<std::string>& args);
 int RunTokenize(const std::vector<std::string>& args);
 int RunDetokenize(const std::vector<std::string>& args);
@@ -66,5 +68,7 @@ class InterruptGuard {
 
 // A file's bytes, or standard input's for "-". NOT_FOUND.
 absl::StatusOr<std::string> ReadText(const std::string& path);
+// To a file, or standard output for "-". NOT_FOUND: it cannot be written; names the flag.
+absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text);
 
 }  // namespace entropyserve

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
 #include <string>
 #include <vector>
 
@@ -78,19 +77,6 @@ absl::Status ReadEvents(const std::string& path, TraceReport* report) {
         absl::StrCat("--trace-file: ", path, " ends early: it has no finished event"));
   }
   return CheckComplete(*report);
-}
-
-absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text) {
-  if (path == "-") {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    return std::fflush(stdout) == 0 ? absl::OkStatus()
-                                    : absl::UnavailableError("cannot write standard output");
-  }
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (file) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
 }
 
 std::string PromptOf(const v1::GenerateRequest& request) {

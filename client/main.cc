@@ -18,7 +18,9 @@ constexpr Command kCommands[] = {
     {"inspect", "draw what a request read and kept", RunInspect},
     {"eval", "measure what policies cost on this model", RunEval},
     {"chat", "talk to the model", RunChat},
+    {"session", "create, list, fork and delete sessions", RunSession},
     {"models", "show the model, the load and the memory", RunModels},
+    {"bench", "measure a server under load", RunBench},
     {"tokenize", "text to token ids", RunTokenize},
     {"detokenize", "token ids to text", RunDetokenize},
 };

@@ -21,6 +21,7 @@
 namespace entropyserve {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -210,7 +211,8 @@ TEST(ServerProgramTest, MissingAndForeignModelsExitWithOne) {
 TEST(ClientProgramTest, ExitCodesAndSingleLines) {
   Process help(ENTROPYSERVE_CLIENT, {"--help"});
   EXPECT_EQ(help.Wait(), 0);
-  for (const char* command : {"generate", "inspect", "chat", "models", "tokenize", "detokenize"}) {
+  for (const char* command :
+       {"generate", "inspect", "chat", "session", "models", "bench", "tokenize", "detokenize"}) {
     EXPECT_THAT(help.out(), HasSubstr(command));
     Process own(ENTROPYSERVE_CLIENT, {command, "--help"});
     EXPECT_EQ(own.Wait(), 0);
@@ -283,6 +285,53 @@ TEST(ProgramsTest, ServesGeneratesAndDrains) {
   EXPECT_THAT(running->out(), HasSubstr("FINISH_REASON_LENGTH"));
   EXPECT_EQ(server.process().Wait(), 0);
   EXPECT_THAT(server.process().err(), HasSubstr(" stopped"));
+}
+
+TEST(ProgramsTest, SessionsAreMadeFoundAndDeleted) {
+  ServedProgram server;
+  const auto made = server.Client({"session", "create", "--json"});
+  EXPECT_EQ(made->Wait(), 0) << made->err();
+  const std::string id = nlohmann::json::parse(made->out())["id"];
+  const auto forked = server.Client({"session", "fork", id, "--json"});
+  EXPECT_EQ(forked->Wait(), 0) << forked->err();
+  const std::string fork_id = nlohmann::json::parse(forked->out())["id"];
+  const auto list = server.Client({"session", "list"});
+  EXPECT_EQ(list->Wait(), 0);
+  EXPECT_THAT(list->out(), AllOf(HasSubstr(id), HasSubstr(fork_id)));
+  const auto deleted = server.Client({"session", "delete", id, fork_id});
+  EXPECT_EQ(deleted->Wait(), 0);
+  EXPECT_EQ(deleted->out(), "deleted " + id + "\ndeleted " + fork_id + "\n");
+  const auto none = server.Client({"session", "list"});
+  EXPECT_EQ(none->Wait(), 0);
+  EXPECT_EQ(none->out(), "no sessions\n");
+  const auto gone = server.Client({"session", "get", id});
+  ExpectOneLine(*gone, 1, "NOT_FOUND");
+  const auto missing = server.Client({"session", "get"});
+  ExpectOneLine(*missing, 2, "expected a session's id");
+  const auto action = server.Client({"session", "burn"});
+  ExpectOneLine(*action, 2, "expected one of create, list");
+}
+
+TEST(ProgramsTest, BenchIsInterruptedWithItsResults) {
+  ServedProgram server;
+  const auto bench = server.Client({"bench", "--json", "--requests=1000000", "--input-len=20",
+                                    "--output-len=uniform:1-4", "--turns=2"});
+  const auto completed = [&server] {
+    const auto models = server.Client({"models", "--json"});
+    EXPECT_EQ(models->Wait(), 0) << models->err();
+    const std::string lines = models->out();
+    const auto load = nlohmann::json::parse(lines.substr(lines.find('\n') + 1))["load"];
+    return load.contains("completed") ? std::stoll(load["completed"].get<std::string>()) : 0;
+  };
+  ASSERT_TRUE(WaitUntil([&] { return bench->Ended() || completed() >= 4; }));
+  bench->Signal(SIGINT);
+  EXPECT_EQ(bench->Wait(), 130) << bench->err();
+  const auto report = nlohmann::json::parse(bench->out());
+  EXPECT_EQ(report["ended"], "the run was interrupted");
+  EXPECT_GE(report["rows"][0]["completed"], 3);
+  const auto sessions = server.Client({"session", "list"});
+  EXPECT_EQ(sessions->Wait(), 0);
+  EXPECT_EQ(sessions->out(), "no sessions\n");
 }
 
 TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {

@@ -11,6 +11,7 @@ build=(
   cmake ninja-build g++ pkg-config ccache
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev  # server and client
   libssl-dev libspdlog-dev prometheus-cpp-dev                             # server
+  libcurl4-openssl-dev                                                    # client: bench
   libabsl-dev nlohmann-json3-dev libpcre2-dev libutf8proc-dev             # engine
   libdnnl-dev                                                             # CPU matrix products
   opencl-headers ocl-icd-opencl-dev  # libdnnl-dev's CMake file looks for OpenCL and does not depend on it
@@ -28,6 +29,7 @@ package=(patchelf binutils xz-utils)
 runtime=(
   libgrpc++1.51 libprotobuf32 libssl3 libspdlog1.10 libfmt9 libprometheus-cpp-core1.0
   libprometheus-cpp-pull1.0 libabsl20220623 libpcre2-8-0 libutf8proc2 libdnnl2 libgomp1
+  libcurl4
 )
 
 wanted=()
