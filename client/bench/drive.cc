@@ -328,9 +328,11 @@ void Run::CallUnary(AsyncMethod<Request, Response> method, Request request, doub
   ++open_unary_;
   (connections_.first()->stub->async()->*method)(
       &unary->context, &unary->request, &unary->response,
-      [this, inbox = inbox_, unary, done = std::move(done)](const grpc::Status& status) {
+      // The call's context holds its channel, and whoever drops the last of those joins gRPC's
+      // threads: it must not be one of them. So nothing of the call stays behind here.
+      [this, inbox = inbox_, unary, done = std::move(done)](const grpc::Status& status) mutable {
         unary->status = ToAbsl(status);
-        inbox->Post([this, unary, done] {
+        inbox->Post([this, unary = std::move(unary), done = std::move(done)] {
           --open_unary_;
           done(unary->status, unary->response);
         });
