@@ -162,12 +162,13 @@ class Load:
                 reader.join()
 
 
-def panel_queries():
+def panel_queries(window="5m"):
+    """(title, query) of the dashboard, with its variables filled in."""
     dashboard = json.loads((ROOT / "deploy/grafana/entropyserve.json").read_text())
     for panel in dashboard["panels"]:
         for target in panel.get("targets", []):
             query = target["expr"]
-            for variable, value in (("$__rate_interval", "5m"), ("$job", "entropyserve"),
+            for variable, value in (("$__rate_interval", window), ("$job", "entropyserve"),
                                     ("$instance", ".*")):
                 query = query.replace(variable, value)
             yield panel["title"], query
