@@ -8,6 +8,7 @@
 #include "engine/cache/page_pool.h"
 #include "engine/make_backend.h"
 #include "engine/model/transformer.h"
+#include "engine/model_identity.h"
 #include "engine/text/byte_tokenizer.h"
 #include "engine/weights/checkpoint.h"
 #include "engine/weights/gguf_tokenizer.h"
@@ -122,13 +123,18 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
            .max_seqs = loaded.options.max_sequences}));
   loaded.parameters = CountParameters(*model);
   ASSIGN_OR_RETURN(const int64_t pages, ResolvePages(loaded.options, *model, *choice.backend, cpu));
+  std::string identity;
+  if (!loaded.options.session_dir.empty()) {
+    ASSIGN_OR_RETURN(identity, ModelIdentity(*checkpoint, dtype));
+  }
   loaded.tokenizer = std::move(tokenizer);
   ASSIGN_OR_RETURN(loaded.engine, MakeEngine({.backend = std::move(choice.backend),
                                               .model = std::move(model),
                                               .tokenizer = loaded.tokenizer,
                                               .options = loaded.options,
                                               .pages = pages,
-                                              .observer = config.observer}));
+                                              .observer = config.observer,
+                                              .model_identity = std::move(identity)}));
   return loaded;
 }
 

@@ -38,10 +38,15 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(EngineParts parts) {
   ASSIGN_OR_RETURN(std::unique_ptr<PagePool> pool,
                    PagePool::Create(parts.backend.get(), parts.model->dtype(),
                                     parts.model->config().head_dim, parts.pages));
-  return std::make_unique<EngineImpl>(std::move(parts), std::move(pool));
+  std::unique_ptr<SessionDir> dir;
+  if (!parts.options.session_dir.empty()) {
+    ASSIGN_OR_RETURN(dir, SessionDir::Open(parts.options.session_dir));
+  }
+  return std::make_unique<EngineImpl>(std::move(parts), std::move(pool), std::move(dir));
 }
 
-EngineImpl::EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool)
+EngineImpl::EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool,
+                       std::unique_ptr<SessionDir> dir)
     : options_(parts.options),
       clock_(std::move(parts.clock)),
       tokenizer_(std::move(parts.tokenizer)),
@@ -54,6 +59,17 @@ EngineImpl::EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool)
       manual_(parts.manual),
       scheduler_(SchedulerOptionsOf(options_)),
       sessions_(clock_.get(), options_.max_sessions),
+      tiers_({.options = &options_,
+              .clock = clock_.get(),
+              .backend = backend_.get(),
+              .pool = pool_.get(),
+              .model = model_.get(),
+              .model_identity = std::move(parts.model_identity),
+              .observer = observer_.get(),
+              .store = &sessions_,
+              .dir = std::move(dir),
+              .post = [this](Task task) { Post(std::move(task)); },
+              .inline_io = parts.manual}),
       step_(backend_.get()),
       seed_state_(RandomSeed()),
       quotas_(options_) {
@@ -70,6 +86,7 @@ EngineImpl::~EngineImpl() {
   if (manual_) {
     RunInbox();
     CancelAll();
+    WriteSessions();
   } else {
     thread_.join();
   }
@@ -155,14 +172,6 @@ void EngineImpl::Post(Task task) {
   wake_.NotifyOne();
 }
 
-template <typename T>
-T EngineImpl::Call(std::function<T()> task) {
-  std::promise<T> promise;
-  Post([&] { promise.set_value(task()); });
-  if (manual_) RunInbox();
-  return promise.get_future().get();
-}
-
 void EngineImpl::Cancel(RequestId id, absl::Status why) {
   Post([this, id, why = std::move(why)] {
     const auto it = sequences_.find(id);
@@ -189,78 +198,14 @@ void EngineImpl::Drain(TimePoint deadline) {
       const auto left = deadline - std::chrono::steady_clock::now();
       if (left <= left.zero() || !idle_.WaitFor(&mutex_, left)) break;
     }
-    if (open_requests_ == 0) return;
   }
   Post([this] { CancelAll(); });
   if (manual_) RunInbox();
-  MutexLock lock(&mutex_);
-  while (open_requests_ > 0) idle_.Wait(&mutex_);
-}
-
-absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) {
-  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
-    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
-    ASSIGN_OR_RETURN(Session * session,
-                     sessions_.Create(owner, std::make_unique<SequenceCache>(
-                                                 backend_.get(), pool_.get(), model_->shape())));
-    session->seen.assign(model_->config().vocab, false);
-    return sessions_.Describe(*session);
-  });
-}
-
-absl::StatusOr<SessionInfo> EngineImpl::GetSession(const std::string& owner,
-                                                   const std::string& id) {
-  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
-    ASSIGN_OR_RETURN(Session * session, sessions_.Find(owner, id));
-    return sessions_.Describe(*session);
-  });
-}
-
-std::vector<SessionInfo> EngineImpl::ListSessions(const std::string& owner) {
-  return Call<std::vector<SessionInfo>>([&] {
-    std::vector<SessionInfo> infos;
-    for (const Session* session : sessions_.List(owner))
-      infos.push_back(sessions_.Describe(*session));
-    return infos;
-  });
-}
-
-absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
-                                                    const std::string& id) {
-  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
-    ASSIGN_OR_RETURN(Session * session, sessions_.Find(owner, id));
-    if (session->busy) {
-      return WithReason(
-          absl::FailedPreconditionError("session_id: a request is running in this session"),
-          kSessionBusy);
-    }
-    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
-    ASSIGN_OR_RETURN(Session * fork, sessions_.Create(owner, session->cache->Fork()));
-    fork->pending = session->pending;
-    fork->seen = session->seen;
-    fork->turns = session->turns;
-    fork->kv_policy = session->kv_policy;
-    return sessions_.Describe(*fork);
-  });
-}
-
-absl::Status EngineImpl::DeleteSession(const std::string& owner, const std::string& id) {
-  return Call<absl::Status>([&]() -> absl::Status {
-    ASSIGN_OR_RETURN(Session * session, sessions_.Find(owner, id));
-    if (session->busy) {
-      session->deleted = true;
-      for (auto& [request, sequence] : sequences_) {
-        if (sequence->session != session) continue;
-        Finish(sequence.get(), FinishReason::kCancelled,
-               absl::CancelledError("the session was deleted"));
-        break;
-      }
-    } else {
-      sessions_.Erase(id);
-    }
-    PublishStats();
-    return absl::OkStatus();
-  });
+  {
+    MutexLock lock(&mutex_);
+    while (open_requests_ > 0) idle_.Wait(&mutex_);
+  }
+  FlushSessions();
 }
 
 // ---- The engine thread
@@ -274,6 +219,7 @@ void EngineImpl::Run() {
     PublishStats();
   }
   CancelAll();
+  WriteSessions();
 }
 
 void EngineImpl::RunOnce() {
@@ -296,30 +242,53 @@ void EngineImpl::CancelAll() {
 }
 
 bool EngineImpl::RunInbox() {
-  std::deque<Task> tasks;
+  const double expiry = tiers_.SecondsToExpiry();
   bool stop;
   {
     MutexLock lock(&mutex_);
     // Nothing to run: sleep until somebody posts, but look at deadlines now and then.
     constexpr auto kIdlePoll = std::chrono::milliseconds(50);
     if (inbox_.empty() && !stop_ && !worked_ && !manual_) {
-      if (sequences_.empty() && !compare_) {
-        while (inbox_.empty() && !stop_) wake_.Wait(&mutex_);
-      } else {
+      if (!sequences_.empty() || compare_) {
         wake_.WaitFor(&mutex_, kIdlePoll);
+      } else if (expiry >= 0) {
+        // The engine's clock need not be this wait's: look once a second.
+        wake_.WaitFor(&mutex_, std::chrono::milliseconds(int64_t(1e3 * std::min(expiry, 1.0)) + 1));
+      } else {
+        while (inbox_.empty() && !stop_) wake_.Wait(&mutex_);
       }
     }
-    tasks.swap(inbox_);
     stop = stop_;
   }
-  for (Task& task : tasks) task();
+  RunTasks();
   return !stop;
+}
+
+void EngineImpl::RunTasks() {
+  tiers_.Expire();
+  std::deque<Task> tasks;
+  {
+    MutexLock lock(&mutex_);
+    tasks.swap(inbox_);
+  }
+  for (Task& task : tasks) task();
 }
 
 void EngineImpl::Enqueue(std::unique_ptr<Sequence> sequence) {
   Sequence* const s = sequence.get();
   sequences_[s->id] = std::move(sequence);
   ++counts_.admitted;
+  if (!s->request.session_id.empty()) {
+    if (absl::Status status = UseSession(s); !status.ok()) {
+      Finish(s, FinishReason::kError, status);
+      return;
+    }
+  }
+  if (!s->loading) Start(s);
+}
+
+// Its session's tokens, if it has one, are in memory: it may wait for pages now.
+void EngineImpl::Start(Sequence* s) {
   if (absl::Status status = Prepare(s); !status.ok()) {
     Finish(s, FinishReason::kError, status);
     return;
@@ -333,7 +302,7 @@ void EngineImpl::Enqueue(std::unique_ptr<Sequence> sequence) {
   }
   scheduler_.Enqueue({.id = s->id,
                       .prompt = int64_t(s->input.size()),
-                      .pages = s->cache->WorstCasePages(s->plan),
+                      .pages = PagesToStart(*s),
                       .segment = p.segment,
                       .exclusive = p.whole_prompt && !p.full});
   s->sink->OnAccepted(
@@ -343,28 +312,15 @@ void EngineImpl::Enqueue(std::unique_ptr<Sequence> sequence) {
        .estimated_ttft_seconds = EstimateSeconds(backlog + int64_t(s->input.size()))});
 }
 
-// Finds the session, lays out the turn, and refuses what can never run.
+// Lays out the turn, and refuses what can never run.
 absl::Status EngineImpl::Prepare(Sequence* s) {
   EngineRequest& r = s->request;
-  if (r.session_id.empty()) {
+  if (s->session) {
+    s->cache = s->session->cache.get();
+    s->input = s->session->pending;
+  } else {
     s->owned = std::make_unique<SequenceCache>(backend_.get(), pool_.get(), model_->shape());
     s->cache = s->owned.get();
-  } else {
-    ASSIGN_OR_RETURN(Session * session, sessions_.Find(r.owner, r.session_id));
-    if (session->busy) {
-      return WithReason(
-          absl::FailedPreconditionError("session_id: a request is running in this session"),
-          kSessionBusy);
-    }
-    if (r.prefill.params.whole_prompt && !r.prefill.params.full && session->cache->position() > 0) {
-      return absl::InvalidArgumentError(absl::StrCat("policy.prefill: ", r.prefill.name,
-                                                     " works in a session's first turn only"));
-    }
-    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(r.owner)));
-    session->busy = true;
-    s->session = session;
-    s->cache = session->cache.get();
-    s->input = session->pending;
   }
   s->input.insert(s->input.end(), r.prompt.begin(), r.prompt.end());
   const int64_t before = s->cache->position(), tokens = int64_t(s->input.size());
@@ -387,7 +343,7 @@ absl::Status EngineImpl::Prepare(Sequence* s) {
   s->receipt.prefill_policy = r.prefill.name;
   s->receipt.kv_policy = r.kv.name;
   const int64_t most = pool_->total() - s->cache->pages_held();  // a session's own pages stay
-  if (const int64_t need = s->cache->WorstCasePages(s->plan); need > most) {
+  if (const int64_t need = PagesToStart(*s); need > most) {
     return absl::ResourceExhaustedError(
         absl::StrCat("the request can never fit: it needs up to ", need * pool_->page_bytes(),
                      " bytes of KV cache, the server has ", most * pool_->page_bytes(),
@@ -414,14 +370,6 @@ absl::Status EngineImpl::RefuseLate(const Sequence& s, double backlog_seconds) c
           absl::StrCat("the queue is too long for the deadline: the first token is expected in ",
                        backlog_seconds + alone, " seconds, the deadline is in ", left)),
       backlog_seconds + alone - left);
-}
-
-int64_t EngineImpl::SessionBytes(const std::string& owner) {
-  if (options_.max_owner_session_bytes == 0) return 0;
-  int64_t bytes = 0;
-  for (const Session* session : sessions_.List(owner))
-    bytes += sessions_.Describe(*session).kv_bytes;
-  return bytes;
 }
 
 void EngineImpl::ExpireDeadlines() {
@@ -457,13 +405,12 @@ void EngineImpl::PublishStats() {
   counts_.page_bytes = pool_->page_bytes();
   counts_.weight_bytes = model_->weight_bytes();
   counts_.activation_bytes = model_->activation_bytes();
-  counts_.sessions = sessions_.size();
-  counts_.tier_sessions[0] = counts_.sessions;
   counts_.kv_logical_bytes = LogicalKvBytes();
   counts_.memory = {{"weights", counts_.weight_bytes},
                     {"kv_pages", counts_.pages_total * counts_.page_bytes},
                     {"activations", counts_.activation_bytes}};
   if (compare_) counts_.memory.push_back({"compare", compare_->buffer_bytes()});
+  tiers_.FillStats(&counts_);
   constexpr double kShortestRetry = 0.5;  // seconds
   const double backlog =
       EstimateSeconds(scheduler_.waiting_tokens() + scheduler_.prefill_backlog());

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,15 +19,18 @@
 #include "engine/owner_quotas.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
-#include "engine/session_store.h"
+#include "engine/sessions/session_store.h"
+#include "engine/sessions/session_tiers.h"
 #include "engine/step_batch.h"
 
 namespace entropyserve {
 
 class EngineImpl final : public Engine {
  public:
-  EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool);
-  ~EngineImpl() override;  // cancels what is left
+  // `dir`: of session files; null: none.
+  EngineImpl(EngineParts parts, std::unique_ptr<PagePool> pool,
+             std::unique_ptr<SessionDir> dir = nullptr);
+  ~EngineImpl() override;  // cancels what is left, and writes sessions where there is a folder
 
   absl::StatusOr<RequestId> Submit(EngineRequest request, std::shared_ptr<EventSink> sink) override;
   void Cancel(RequestId id, absl::Status why) override;
@@ -51,21 +55,36 @@ class EngineImpl final : public Engine {
   absl::Status ValidateRequest(const EngineRequest& request) const;
   absl::Status ValidateCompare(const CompareRequest& request) const;
   void Post(Task task);
+  void FlushSessions();  // into files, where there is a folder
   // Runs `task` on the engine thread and waits for its result.
   template <typename T>
   T Call(std::function<T()> task);
+  // The same for a task that has its result later: it calls what it is given, once.
+  template <typename T>
+  T CallLater(std::function<void(std::function<void(T)>)> task);
 
   // Engine thread: requests (engine_impl.cc).
   void Run();
-  bool RunInbox();  // false: stop
+  bool RunInbox();  // waits for tasks while there is nothing else to do; false: stop
+  void RunTasks();
   void CancelAll();
   void Enqueue(std::unique_ptr<Sequence> sequence);
+  void Start(Sequence* sequence);
   absl::Status Prepare(Sequence* sequence);
   absl::Status RefuseLate(const Sequence& sequence, double backlog_seconds) const;
-  int64_t SessionBytes(const std::string& owner);
   void ExpireDeadlines();
   int64_t LogicalKvBytes() const;
   void PublishStats();
+
+  // Engine thread: sessions (engine_sessions.cc).
+  int64_t SessionBytes(const std::string& owner);
+  absl::StatusOr<Session*> FindIdle(const std::string& owner, const std::string& id);
+  absl::Status UseSession(Sequence* sequence);
+  void AfterLoad(RequestId id, Session* session, const absl::Status& loaded);
+  absl::StatusOr<SessionInfo> ForkIdle(const std::string& owner, Session* session);
+  int64_t PagesToStart(const Sequence& sequence) const;
+  void MakeRoomForWaiting();
+  void WriteSessions();
 
   // Engine thread: steps (engine_step.cc).
   void Step();
@@ -107,6 +126,7 @@ class EngineImpl final : public Engine {
   // Engine thread only.
   Scheduler scheduler_;
   SessionStore sessions_;
+  SessionTiers tiers_;
   std::map<RequestId, std::unique_ptr<Sequence>> sequences_;  // waiting and running
   StepBatch step_;
   std::unique_ptr<CompareJob> compare_;  // null: none is running
@@ -132,5 +152,25 @@ class EngineImpl final : public Engine {
 
   std::thread thread_;  // last: it uses everything above
 };
+
+template <typename T>
+T EngineImpl::CallLater(std::function<void(std::function<void(T)>)> task) {
+  // Shared: the engine thread may still be inside set_value when the caller goes on.
+  auto promise = std::make_shared<std::promise<T>>();
+  std::future<T> result = promise->get_future();
+  Post([task = std::move(task), promise] {
+    task([promise](T value) { promise->set_value(std::move(value)); });
+  });
+  if (manual_) RunInbox();
+  while (manual_ && result.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    RunOnce();
+  }
+  return result.get();
+}
+
+template <typename T>
+T EngineImpl::Call(std::function<T()> task) {
+  return CallLater<T>([task = std::move(task)](std::function<void(T)> done) { done(task()); });
+}
 
 }  // namespace entropyserve

@@ -18,6 +18,7 @@ constexpr double kRetrySeconds = 1.0;
 
 void EngineImpl::Step() {
   worked_ = false;
+  MakeRoomForWaiting();
   StepPlan plan = scheduler_.Next(pool_->available());
   for (uint64_t id : plan.admit) {
     if (Admit(sequences_.at(id).get())) continue;
@@ -48,21 +49,25 @@ void EngineImpl::Step() {
   }
 }
 
-// Nothing runs, so only the deletion of sessions would give memory back: refuse rather than block
-// the queue. What was admitted in `plan` is waiting again, for want of memory for its tables.
+// Nothing runs, and idle sessions have been moved out of the way where that could help: what holds
+// the memory are sessions of requests that wait too. Refuse the first rather than block the queue;
+// its own session can move then. What was admitted in `plan` is waiting again, for want of memory
+// for its tables.
 void EngineImpl::RefuseWhatCannotStart(const StepPlan& plan) {
-  std::vector<Sequence*> stuck;
-  for (auto& [id, s] : sequences_) {
-    const bool tried = std::find(plan.admit.begin(), plan.admit.end(), id) != plan.admit.end();
-    if (tried || s->cache->WorstCasePages(s->plan) > pool_->available()) stuck.push_back(s.get());
+  if (tiers_.moving()) return;
+  std::vector<RequestId> stuck = plan.admit;
+  if (stuck.empty()) {
+    const SchedulerRequest* const next = scheduler_.NextToAdmit();
+    if (next && next->pages > pool_->available()) stuck.push_back(next->id);
   }
-  for (Sequence* s : stuck) {
-    Finish(s, FinishReason::kError,
+  for (const RequestId id : stuck) {
+    Finish(sequences_.at(id).get(), FinishReason::kError,
            WithRetryAfter(absl::ResourceExhaustedError(
-                              "idle sessions hold the memory that this request needs; "
+                              "other sessions hold the memory that this request needs; "
                               "delete some, or try again"),
                           kRetrySeconds));
   }
+  worked_ = worked_ || !stuck.empty();  // the next may fit now
 }
 
 bool EngineImpl::Admit(Sequence* s) {
@@ -81,7 +86,13 @@ bool EngineImpl::Admit(Sequence* s) {
     }
     backend_->CopyIn(s->history.data(), s->host_history.data(), vocab * sizeof(uint32_t));
   }
-  if (!s->cache->BeginTurn(s->plan).ok()) return false;
+  const bool brought = s->session && !s->cache->resident();
+  if (brought && !tiers_.Bring(s->session).ok()) return false;
+  if (!s->cache->BeginTurn(s->plan).ok()) {
+    if (brought) s->cache->PageOut();
+    return false;
+  }
+  if (s->session) tiers_.Started(s->session);
   s->admitted = true;
   s->started = clock_->Now();
   s->receipt.queue_seconds = Seconds(s->submitted, s->started);
@@ -259,7 +270,9 @@ void EngineImpl::FillReceipt(Sequence* s) {
 void EngineImpl::ReturnCache(Sequence* s, bool failed) {
   Session* const session = s->session;
   if (!session) return;
-  if (s->cache->in_turn()) {
+  s->session = nullptr;
+  if (s->loading) return;  // settled when it has been read
+  if (s->cache && s->cache->in_turn()) {
     const bool nothing_said = failed && s->generated == 0 && !s->receipt.compressed;
     if (s->prefilling() || nothing_said) {
       s->cache->RollBack();  // as if the turn had not been
@@ -275,12 +288,10 @@ void EngineImpl::ReturnCache(Sequence* s, bool failed) {
         session->pending.insert(session->pending.end(), end.begin() + said, end.end());
       ++session->turns;
       session->kv_policy = s->request.kv.name;
+      tiers_.Changed(session);
     }
   }
-  session->busy = false;
-  session->last_used = clock_->Now();
-  if (session->deleted) sessions_.Erase(session->id);
-  s->session = nullptr;
+  tiers_.Settle(session);
 }
 
 void EngineImpl::Finish(Sequence* s, FinishReason reason, absl::Status status,

@@ -54,6 +54,14 @@ void Scheduler::Admit(int64_t available_pages, StepPlan* plan) {
   }
 }
 
+const SchedulerRequest* Scheduler::NextToAdmit() {
+  if (running() >= options_.max_sequences) return nullptr;
+  for (const Entry* entry : ByPriority(&waiting_)) {
+    if (!entry->paused) return &entry->request;
+  }
+  return nullptr;
+}
+
 void Scheduler::PlanPrefills(int64_t decodes, StepPlan* plan) {
   std::vector<Entry*> prefills;
   for (Entry* entry : ByPriority(&running_)) {

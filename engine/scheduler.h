@@ -53,6 +53,8 @@ class Scheduler {
   // The next step's plan, given the pages that nobody holds or reserved. Work of a plan counts as
   // done.
   StepPlan Next(int64_t available_pages);
+  // The waiting request that comes first, if another may run: room made for it is used. Null: none.
+  const SchedulerRequest* NextToAdmit();
   // Pages were there, but something else was not: the request waits again, in its old place.
   void Requeue(uint64_t id);
   // Finished, cancelled or failed. Unknown ids are ignored.

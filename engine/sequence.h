@@ -10,7 +10,7 @@
 #include "engine/base/clock.h"
 #include "engine/cache/sequence_cache.h"
 #include "engine/engine.h"
-#include "engine/session_store.h"
+#include "engine/sessions/session_store.h"
 #include "engine/text/text_stream.h"
 #include "kernels/backend.h"
 
@@ -29,6 +29,7 @@ struct Sequence {
 
   std::vector<int32_t> input;  // to prefill: the session's pending ids, then the prompt
   int64_t prefilled = 0;
+  bool loading = false;  // its session is being read from a file
   bool admitted = false;
   bool paused = false;
   std::optional<TextStream> text;

@@ -8,10 +8,12 @@
 // group = heads / kv_heads, head_dim, hidden, ffn, vocab, S = segment, B = block, W = window.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "kernels/policy_params.h"
@@ -34,6 +36,18 @@ struct KvPool {
   int32_t head_dim = 0;
   int64_t pages = 0;
 };
+
+// The parts of a page, in the order in which whole pages are copied to and from the host.
+struct PagePart {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+inline std::array<PagePart, 3> PageParts(const KvPool& pool, int32_t page) {
+  const size_t half = size_t{kPageTokens} * pool.head_dim * SizeOf(pool.dtype);
+  return {{{static_cast<std::byte*>(pool.k) + page * half, half},
+           {static_cast<std::byte*>(pool.v) + page * half, half},
+           {pool.positions + size_t(page) * kPageTokens, kPageTokens * sizeof(int32_t)}}};
+}
 
 // A head's cached tokens are two runs, each contiguous over its pages:
 //   past: tokens [0, past) in pages [0, ceil(past / 64)): what earlier turns left;
@@ -328,6 +342,11 @@ class Backend {
   virtual void CopyIn2D(void* dst, size_t dst_pitch, const void* host_src, size_t src_pitch,
                         size_t width, size_t height) = 0;
   virtual void CopyOut(void* host_dst, const void* src, size_t bytes) = 0;  // synchronizes
+  // Whole pages: the K half of pages[0], its V half, its positions, then pages[1]... packed in
+  // host memory. CopyPagesOut synchronizes; CopyPagesIn's source may be reused on return.
+  virtual void CopyPagesOut(void* host_dst, const KvPool& pool, std::span<const int32_t> pages) = 0;
+  virtual void CopyPagesIn(const KvPool& pool, std::span<const int32_t> pages,
+                           const void* host_src) = 0;
   virtual void Zero(void* p, size_t bytes) = 0;
   // n elements drawn uniformly from [-range, range): element i is a hash of (seed, i), so every
   // backend makes the same weights (RandomUniform below).

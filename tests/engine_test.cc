@@ -449,23 +449,30 @@ TEST_F(EngineTest, CompressedSessionsStayWithinTheirBudget) {
 TEST_F(EngineTest, ParkedSessionsThatHoldTheMemoryDoNotBlockTheQueue) {
   Start({}, 313);
   const std::string id = engine_->CreateSession("")->id;
-  EngineRequest first = Request(Prompt(1, 3000), 1);
-  first.session_id = id;
-  ASSERT_TRUE(Run(std::move(first))->Wait().status.ok());  // 47 pages in each of 4 heads stay
+  const auto turn = [&](std::vector<int32_t> prompt, int64_t max_new, const std::string& session) {
+    EngineRequest r = Request(std::move(prompt), max_new);
+    r.session_id = session;
+    return r;
+  };
+  // 47 pages in each of 4 heads stay.
+  ASSERT_TRUE(Run(turn(Prompt(1, 3000), 1, id))->Wait().status.ok());
   auto giant = Run(Request(Prompt(2, 2500), 5));
   auto small = Run(Request(Prompt(3, 20), 5));
-  const FinishedEvent refused = giant->Wait();
-  EXPECT_TRUE(absl::IsResourceExhausted(refused.status)) << refused.status;
-  EXPECT_TRUE(IsRetryable(refused.status)) << "deleting a session would help";
+  EXPECT_TRUE(giant->Wait().status.ok()) << "there is no other tier: the idle session is dropped";
   EXPECT_TRUE(small->Wait().status.ok());
-  // The session's own next turn can never fit beside what the session holds: that does not pass.
+  const absl::Status lost = engine_->GetSession("", id).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(lost)) << lost;
+  EXPECT_EQ(Reason(lost), kSessionLost);
+  EXPECT_TRUE(absl::IsNotFound(engine_->GetSession("bob", id).status()));
+  EXPECT_EQ(Reason(Run(turn({5}, 1, id))->Wait().status), kSessionLost);
+  // A session's own next turn can never fit beside what the session holds: that does not pass.
   // 18 + 1 + 3 pages in each head and 2 x 19 in transit: 126, and 125 are left beside it.
-  EngineRequest second = Request(Prompt(4, 1090), 5);
-  second.session_id = id;
-  const FinishedEvent never = Run(std::move(second))->Wait();
+  const std::string other = engine_->CreateSession("")->id;
+  ASSERT_TRUE(Run(turn(Prompt(1, 3000), 1, other))->Wait().status.ok());
+  const FinishedEvent never = Run(turn(Prompt(4, 1090), 5, other))->Wait();
   EXPECT_TRUE(absl::IsResourceExhausted(never.status)) << never.status;
   EXPECT_FALSE(IsRetryable(never.status));
-  EXPECT_TRUE(engine_->DeleteSession("", id).ok());
+  EXPECT_TRUE(engine_->DeleteSession("", other).ok());
   EXPECT_TRUE(Run(Request(Prompt(2, 2500), 5))->Wait().status.ok());
   ExpectBaseline();
 }

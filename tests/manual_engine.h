@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "engine/engine_impl.h"
@@ -52,6 +53,12 @@ class FlakyBackend final : public Backend {
   void CopyOut(void* dst, const void* src, size_t bytes) override {
     cpu_->CopyOut(dst, src, bytes);
   }
+  void CopyPagesOut(void* dst, const KvPool& pool, std::span<const int32_t> pages) override {
+    cpu_->CopyPagesOut(dst, pool, pages);
+  }
+  void CopyPagesIn(const KvPool& pool, std::span<const int32_t> pages, const void* src) override {
+    cpu_->CopyPagesIn(pool, pages, src);
+  }
   void Zero(void* p, size_t bytes) override { cpu_->Zero(p, bytes); }
   void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) override {
     cpu_->FillRandom(p, dtype, n, range, seed);
@@ -77,7 +84,8 @@ class FlakyBackend final : public Backend {
 
 struct ManualEngine {
   // `pages`: of the KV pool. Steps are of 256 tokens where the options do not say.
-  ManualEngine(EngineOptions options, int64_t pages) {
+  ManualEngine(EngineOptions options, int64_t pages, std::string model_identity = "fake",
+               std::shared_ptr<EngineObserver> observer = nullptr) {
     if (options.step_tokens == 0) options.step_tokens = 256;
     if (options.lone_chunk_tokens == 0) options.lone_chunk_tokens = 512;
     EngineParts parts;
@@ -93,7 +101,11 @@ struct ManualEngine {
     parts.clock = clock;
     parts.options = options;
     parts.manual = true;
-    engine = std::make_unique<EngineImpl>(std::move(parts), std::move(owned_pool));
+    parts.observer = std::move(observer);
+    parts.model_identity = std::move(model_identity);
+    std::unique_ptr<SessionDir> dir;
+    if (!options.session_dir.empty()) dir = *SessionDir::Open(options.session_dir);
+    engine = std::make_unique<EngineImpl>(std::move(parts), std::move(owned_pool), std::move(dir));
   }
 
   FlakyBackend* backend;

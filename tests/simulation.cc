@@ -78,6 +78,9 @@ class Simulation {
     if (Chance(20)) o.max_owner_queue_tokens = Between(100, 1000);
     if (Chance(20)) o.max_owner_session_bytes = Between(1, 400) << 10;
     o.refuse_late = Chance(30);
+    // Whatever leaves the pool stays somewhere: no session may be lost.
+    o.session_host_bytes = int64_t{1} << 30;
+    if (Chance(40)) o.session_device_bytes = Between(1, 200) << 10;
     return o;
   }
 
@@ -300,7 +303,8 @@ class Simulation {
     int64_t bytes = 0;
     for (const auto& session : sessions_) {
       CheckSession(*session);
-      bytes += engine().GetSession(session->owner, session->id)->kv_bytes;
+      const SessionInfo info = *engine().GetSession(session->owner, session->id);
+      if (info.tier == SessionTier::kDevice) bytes += info.kv_bytes;
     }
     const int64_t used = world_.pool->used() * world_.pool->page_bytes();
     // Forks share pages, and each is charged for all of its own.

@@ -114,7 +114,7 @@ int64_t SequenceCache::TablePages(int64_t turn, int64_t kept) const {
 }
 
 absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
-  Check(!in_turn_, "a turn is open");
+  Check(!in_turn_ && resident_, "a turn is open, or the tokens are elsewhere");
   const int64_t need = WorstCasePages(plan);
   if (!pool_->Reserve(need)) {
     return absl::ResourceExhaustedError(absl::StrCat("the request needs ", need, " KV pages, ",
@@ -394,6 +394,7 @@ std::unique_ptr<SequenceCache> SequenceCache::Fork() const {
   copy->heads_ = heads_;
   copy->position_ = position_;
   copy->ever_compressed_ = ever_compressed_;
+  copy->resident_ = resident_;
   for (const Head& head : heads_) {
     for (int32_t page : head.pages) pool_->AddReference(page);
   }

@@ -5,6 +5,7 @@
 // turn that is given up during its prefill is undone by RollBack.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -26,10 +27,22 @@ struct TurnPlan {
   bool trace = false;
 };
 
+// What a cache between turns is, besides its pages' contents.
+struct CacheState {
+  std::vector<int32_t> lengths;  // [layers * kv_heads] cached tokens of each head
+  int64_t position = 0;          // true position of the next token
+  bool ever_compressed = false;
+  bool operator==(const CacheState&) const = default;
+
+  int64_t pages() const;  // that the tokens take
+};
+
 // Owned by the engine thread; not thread-safe.
 class SequenceCache {
  public:
   SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape);
+  // A cache whose tokens are elsewhere: PageIn brings them.
+  SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape, const CacheState& state);
   ~SequenceCache();  // releases every page and reservation
   SequenceCache(const SequenceCache&) = delete;
   SequenceCache& operator=(const SequenceCache&) = delete;
@@ -70,6 +83,25 @@ class SequenceCache {
 
   // A copy that shares all pages. Only between turns.
   std::unique_ptr<SequenceCache> Fork() const;
+
+  // Between turns the tokens can leave the pool and come back (sequence_cache_paging.cc). A cache
+  // that is not resident holds no pages; everything but a turn works on it.
+  bool resident() const { return resident_; }
+  CacheState state() const;
+  // Copies all pages out, in the order of heads: state().pages() * PagePool::page_bytes() bytes.
+  // Rows beyond a head's tokens are zeros: pages keep what their last owner left.
+  void CopyOut(std::byte* out) const;
+  // Gives the pages back.
+  void PageOut();
+  template <typename F>
+  void ForEachPage(F f) const {
+    for (const Head& head : heads_) {
+      for (const int32_t page : head.pages) f(page);
+    }
+  }
+  // Takes fresh pages and copies what CopyOut wrote into them. RESOURCE_EXHAUSTED when they are not
+  // available; nothing has changed then.
+  absl::Status PageIn(const std::byte* in);
 
   int64_t position() const { return position_; }  // true position of the next token
   int64_t pages_held() const;                     // shared pages counted in full
@@ -125,6 +157,7 @@ class SequenceCache {
   int32_t appended_ = 0;
   int64_t position_ = 0;
   bool ever_compressed_ = false;
+  bool resident_ = true;
 
   // This turn's.
   bool in_turn_ = false;

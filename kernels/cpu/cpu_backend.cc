@@ -71,6 +71,25 @@ void CpuBackend::CopyIn2D(void* dst, size_t dst_pitch, const void* host_src, siz
 void CpuBackend::CopyOut(void* host_dst, const void* src, size_t bytes) {
   if (bytes > 0) std::memcpy(host_dst, src, bytes);
 }
+void CpuBackend::CopyPagesOut(void* host_dst, const KvPool& pool, std::span<const int32_t> pages) {
+  auto* to = static_cast<std::byte*>(host_dst);
+  for (const int32_t page : pages) {
+    for (const PagePart& part : PageParts(pool, page)) {
+      std::memcpy(to, part.data, part.bytes);
+      to += part.bytes;
+    }
+  }
+}
+void CpuBackend::CopyPagesIn(const KvPool& pool, std::span<const int32_t> pages,
+                             const void* host_src) {
+  const auto* from = static_cast<const std::byte*>(host_src);
+  for (const int32_t page : pages) {
+    for (const PagePart& part : PageParts(pool, page)) {
+      std::memcpy(part.data, from, part.bytes);
+      from += part.bytes;
+    }
+  }
+}
 void CpuBackend::Zero(void* p, size_t bytes) {
   if (bytes > 0) std::memset(p, 0, bytes);
 }

@@ -25,6 +25,9 @@ class CpuBackend final : public Backend {
   void CopyIn2D(void* dst, size_t dst_pitch, const void* host_src, size_t src_pitch, size_t width,
                 size_t height) override;
   void CopyOut(void* host_dst, const void* src, size_t bytes) override;
+  void CopyPagesOut(void* host_dst, const KvPool& pool, std::span<const int32_t> pages) override;
+  void CopyPagesIn(const KvPool& pool, std::span<const int32_t> pages,
+                   const void* host_src) override;
   void Zero(void* p, size_t bytes) override;
   void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) override;
   void Synchronize() override {}

@@ -75,6 +75,26 @@ class CudaBackend final : public Backend {
   void CopyOut(void* host_dst, const void* src, size_t bytes) override {
     memory_->CopyOut(host_dst, src, bytes);
   }
+  void CopyPagesOut(void* host_dst, const KvPool& pool, std::span<const int32_t> pages) override {
+    auto* to = static_cast<char*>(host_dst);
+    for (const int32_t page : pages) {
+      for (const PagePart& part : PageParts(pool, page)) {
+        memory_->CopyOutLater(to, part.data, part.bytes);
+        to += part.bytes;
+      }
+    }
+    memory_->FinishCopiesOut();
+  }
+  void CopyPagesIn(const KvPool& pool, std::span<const int32_t> pages,
+                   const void* host_src) override {
+    const auto* from = static_cast<const char*>(host_src);
+    for (const int32_t page : pages) {
+      for (const PagePart& part : PageParts(pool, page)) {
+        memory_->CopyIn(part.data, from, part.bytes);
+        from += part.bytes;
+      }
+    }
+  }
   void Zero(void* p, size_t bytes) override { memory_->Zero(p, bytes); }
   void FillRandom(void* p, DType dtype, int64_t n, float range, uint64_t seed) override {
     LaunchFillRandom(p, dtype, n, range, seed, stream_);

@@ -106,6 +106,26 @@ void DeviceMemory::CopyOut(void* dst, const void* src, size_t bytes) {
   }
 }
 
+void DeviceMemory::CopyOutLater(void* dst, const void* src, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const size_t piece = std::min(bytes - done, kSlotBytes);
+    // One slot is filled at a time: what waits in it must be handed over before it is used again.
+    if (slot_used_ + piece > kSlotBytes) FinishCopiesOut();
+    char* staging = TakeStaging(piece);
+    CUDA_CHECK(cudaMemcpyAsync(staging, static_cast<const char*>(src) + done, piece,
+                               cudaMemcpyDeviceToHost, stream_));
+    copies_out_.push_back({static_cast<char*>(dst) + done, staging, piece});
+    done += piece;
+  }
+}
+
+void DeviceMemory::FinishCopiesOut() {
+  if (copies_out_.empty()) return;
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  for (const CopyOutPiece& copy : copies_out_) std::memcpy(copy.dst, copy.staging, copy.bytes);
+  copies_out_.clear();
+}
+
 void DeviceMemory::Zero(void* p, size_t bytes) {
   if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(p, 0, bytes, stream_));
 }

@@ -33,9 +33,18 @@ class DeviceMemory {
   void CopyIn2D(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width,
                 size_t height);
   void CopyOut(void* dst, const void* src, size_t bytes);  // waits for the stream
+  // Many small copies with one wait for the stream each 4 MiB: `dst` is written when
+  // FinishCopiesOut returns, at the latest.
+  void CopyOutLater(void* dst, const void* src, size_t bytes);
+  void FinishCopiesOut();
   void Zero(void* p, size_t bytes);
 
  private:
+  struct CopyOutPiece {
+    char* dst;
+    const char* staging;
+    size_t bytes;
+  };
   // The ring's slots. A slot is written again only after the copy that read it has passed.
   static constexpr size_t kSlotBytes = size_t{4} << 20;  // large enough for full host link speed
   static constexpr int kSlots = 4;
@@ -51,6 +60,7 @@ class DeviceMemory {
   cudaEvent_t passed_[kSlots] = {};
   int slot_ = 0;
   size_t slot_used_ = 0;
+  std::vector<CopyOutPiece> copies_out_;  // in the current slot, not handed over yet
 };
 
 }  // namespace entropyserve::cuda

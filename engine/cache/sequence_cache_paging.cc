@@ -1,0 +1,79 @@
+// How a cache's tokens leave the pool and come back, between turns.
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "engine/cache/sequence_cache.h"
+#include "kernels/check.h"
+#include "kernels/kv_view.h"
+
+namespace entropyserve {
+
+int64_t CacheState::pages() const {
+  int64_t n = 0;
+  for (const int32_t length : lengths) n += PagesFor(length);
+  return n;
+}
+
+SequenceCache::SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape,
+                             const CacheState& state)
+    : SequenceCache(backend, pool, shape) {
+  Check(state.lengths.size() == heads_.size(), "a length for every head");
+  for (size_t h = 0; h < heads_.size(); ++h) heads_[h].past = state.lengths[h];
+  position_ = state.position;
+  ever_compressed_ = state.ever_compressed;
+  resident_ = false;
+}
+
+CacheState SequenceCache::state() const {
+  Check(!in_turn_, "a turn is open");
+  CacheState state{{}, position_, ever_compressed_};
+  for (const Head& head : heads_) state.lengths.push_back(head.past);
+  return state;
+}
+
+void SequenceCache::CopyOut(std::byte* out) const {
+  Check(!in_turn_ && resident_, "only a resident cache between turns can be copied out");
+  std::vector<int32_t> pages;
+  for (const Head& head : heads_) pages.insert(pages.end(), head.pages.begin(), head.pages.end());
+  backend_->CopyPagesOut(out, pool_->kv(), pages);
+  const int64_t page_bytes = pool_->page_bytes();
+  std::byte* page = out;
+  for (const Head& head : heads_) {
+    page += PagesFor(head.past) * page_bytes;
+    const int32_t used = head.past % kPageTokens;
+    if (used == 0) continue;
+    std::byte* part = page - page_bytes;
+    for (const PagePart& p : PageParts(pool_->kv(), 0)) {
+      const size_t row = p.bytes / kPageTokens;
+      std::memset(part + used * row, 0, (kPageTokens - used) * row);
+      part += p.bytes;
+    }
+  }
+}
+
+void SequenceCache::PageOut() {
+  Check(!in_turn_ && resident_, "only a resident cache between turns can leave");
+  for (Head& head : heads_) ReleaseAll(&head.pages);
+  resident_ = false;
+}
+
+absl::Status SequenceCache::PageIn(const std::byte* in) {
+  Check(!in_turn_ && !resident_, "the tokens are here already");
+  const int64_t need = state().pages();
+  if (!pool_->Reserve(need)) {
+    return absl::ResourceExhaustedError(absl::StrCat("the session needs ", need, " KV pages, ",
+                                                     pool_->available(), " of ", pool_->total(),
+                                                     " are available"));
+  }
+  reservation_ = need;
+  std::vector<int32_t> pages;
+  for (Head& head : heads_) {
+    TakePages(PagesFor(head.past), &head.pages);
+    pages.insert(pages.end(), head.pages.begin(), head.pages.end());
+  }
+  backend_->CopyPagesIn(pool_->kv(), pages, in);
+  resident_ = true;
+  return absl::OkStatus();
+}
+
+}  // namespace entropyserve

@@ -1,0 +1,178 @@
+// The engine's calls about sessions, and what requests in sessions need beyond others.
+#include <utility>
+
+#include "engine/base/status_details.h"
+#include "engine/base/status_macros.h"
+#include "engine/engine_impl.h"
+
+namespace entropyserve {
+
+absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) {
+  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
+    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
+    ASSIGN_OR_RETURN(Session * session,
+                     sessions_.Create(owner, std::make_unique<SequenceCache>(
+                                                 backend_.get(), pool_.get(), model_->shape())));
+    session->seen.assign(model_->config().vocab, false);
+    tiers_.Added();
+    PublishStats();
+    return sessions_.Describe(*session);
+  });
+}
+
+absl::StatusOr<SessionInfo> EngineImpl::GetSession(const std::string& owner,
+                                                   const std::string& id) {
+  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
+    ASSIGN_OR_RETURN(Session * session, tiers_.Find(owner, id));
+    return sessions_.Describe(*session);
+  });
+}
+
+std::vector<SessionInfo> EngineImpl::ListSessions(const std::string& owner) {
+  return Call<std::vector<SessionInfo>>([&] {
+    std::vector<SessionInfo> infos;
+    for (const Session* session : sessions_.List(owner))
+      infos.push_back(sessions_.Describe(*session));
+    return infos;
+  });
+}
+
+absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
+                                                    const std::string& id) {
+  using Info = absl::StatusOr<SessionInfo>;
+  return CallLater<Info>([this, owner, id](std::function<void(Info)> done) {
+    absl::StatusOr<Session*> session = FindIdle(owner, id);
+    if (absl::Status quota = CheckSessionQuota(options_, SessionBytes(owner));
+        session.ok() && !quota.ok()) {
+      session = quota;
+    }
+    if (!session.ok()) {
+      done(session.status());
+      return;
+    }
+    Session* const source = *session;
+    tiers_.Use(source);
+    if (source->tier != SessionTier::kDisk) {
+      done(ForkIdle(owner, source));
+      return;
+    }
+    tiers_.Load(source, [this, owner, source, done = std::move(done)](absl::Status loaded) {
+      if (loaded.ok()) {
+        done(ForkIdle(owner, source));
+      } else {
+        tiers_.Settle(source);
+        done(loaded);
+      }
+    });
+  });
+}
+
+// Of a session in use; it is idle afterwards.
+absl::StatusOr<SessionInfo> EngineImpl::ForkIdle(const std::string& owner, Session* source) {
+  absl::StatusOr<Session*> fork = source->deleted ? NoSuchSession() : tiers_.Fork(owner, source);
+  absl::StatusOr<SessionInfo> info =
+      fork.ok() ? absl::StatusOr<SessionInfo>(sessions_.Describe(**fork)) : fork.status();
+  tiers_.Settle(source);
+  PublishStats();
+  return info;
+}
+
+absl::Status EngineImpl::DeleteSession(const std::string& owner, const std::string& id) {
+  return Call<absl::Status>([&]() -> absl::Status {
+    ASSIGN_OR_RETURN(Session * session, tiers_.Find(owner, id));
+    if (session->busy) {
+      session->deleted = true;
+      for (auto& [request, sequence] : sequences_) {
+        if (sequence->session != session) continue;
+        Finish(sequence.get(), FinishReason::kCancelled,
+               absl::CancelledError("the session was deleted"));
+        break;
+      }
+    } else {
+      RETURN_IF_ERROR(tiers_.Remove(session));
+    }
+    PublishStats();
+    return absl::OkStatus();
+  });
+}
+
+// Bytes that an owner's sessions hold, for its quota.
+int64_t EngineImpl::SessionBytes(const std::string& owner) {
+  if (options_.max_owner_session_bytes == 0) return 0;
+  int64_t bytes = 0;
+  for (const Session* session : sessions_.List(owner))
+    bytes += sessions_.Describe(*session).kv_bytes;
+  return bytes;
+}
+
+absl::StatusOr<Session*> EngineImpl::FindIdle(const std::string& owner, const std::string& id) {
+  ASSIGN_OR_RETURN(Session * session, tiers_.Find(owner, id));
+  if (!session->busy) return session;
+  return WithReason(
+      absl::FailedPreconditionError("session_id: a request is running in this session"),
+      kSessionBusy);
+}
+
+// Finds the request's session and takes it; begins to read it when it is in a file.
+absl::Status EngineImpl::UseSession(Sequence* s) {
+  const EngineRequest& r = s->request;
+  ASSIGN_OR_RETURN(Session * session, FindIdle(r.owner, r.session_id));
+  if (r.prefill.params.whole_prompt && !r.prefill.params.full && session->cache->position() > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("policy.prefill: ", r.prefill.name, " works in a session's first turn only"));
+  }
+  RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(r.owner)));
+  tiers_.Use(session);
+  s->session = session;
+  if (session->tier != SessionTier::kDisk) return absl::OkStatus();
+  s->loading = true;
+  tiers_.Load(session,
+              [this, id = s->id, session](absl::Status loaded) { AfterLoad(id, session, loaded); });
+  return absl::OkStatus();
+}
+
+void EngineImpl::AfterLoad(RequestId id, Session* session, const absl::Status& loaded) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) {  // cancelled meanwhile
+    tiers_.Settle(session);
+    return;
+  }
+  Sequence* const s = found->second.get();
+  s->loading = false;
+  if (loaded.ok()) {
+    Start(s);
+  } else {
+    Finish(s, FinishReason::kError, loaded);
+  }
+}
+
+// A session's tokens that are not in the pool need pages too.
+int64_t EngineImpl::PagesToStart(const Sequence& s) const {
+  const int64_t turn = s.cache->WorstCasePages(s.plan);
+  return s.cache->resident() ? turn : turn + s.cache->state().pages();
+}
+
+// Idle sessions move out of the way of the request that comes next; they are dropped for it only
+// where nothing that runs will give its memory back.
+void EngineImpl::MakeRoomForWaiting() {
+  const SchedulerRequest* const next = scheduler_.NextToAdmit();
+  if (next) tiers_.MakeRoom(next->pages, /*may_drop=*/scheduler_.running() == 0);
+}
+
+void EngineImpl::FlushSessions() {
+  Call<bool>([this] {
+    WriteSessions();
+    PublishStats();
+    return true;
+  });
+}
+
+void EngineImpl::WriteSessions() {
+  while (tiers_.moving()) {
+    tiers_.WaitForIo();
+    RunTasks();
+  }
+  tiers_.WriteAll();
+}
+
+}  // namespace entropyserve

@@ -1,0 +1,158 @@
+// Where idle sessions live: in pages of the pool, in host memory, in files. The session that was
+// used longest ago moves down first; what no tier can take is dropped, and its owner is told that
+// it is lost. A session is brought back when a request in it is admitted. Busy sessions never move.
+//
+// Host memory holds what its limit allows and, beyond that, at most kMostInTransit sessions on
+// their way to files, and as many that were read back and wait for pages. Copies between pool and
+// host are made on the engine thread; files are written and read on an I/O thread, whose results
+// come back through `post`.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/model/model.h"
+#include "engine/sessions/session_dir.h"
+#include "engine/sessions/session_io.h"
+#include "engine/sessions/session_store.h"
+
+namespace entropyserve {
+
+// Owned by the engine thread; not thread-safe.
+class SessionTiers {
+ public:
+  struct Parts {
+    const EngineOptions* options = nullptr;
+    const Clock* clock = nullptr;
+    Backend* backend = nullptr;
+    PagePool* pool = nullptr;
+    const Model* model = nullptr;
+    std::string model_identity;
+    EngineObserver* observer = nullptr;
+    SessionStore* store = nullptr;
+    std::unique_ptr<SessionDir> dir;  // null: no files
+    // Runs a task on the engine thread, later.
+    std::function<void(std::function<void()>)> post;
+    bool inline_io = false;  // for tests: no I/O thread, files are read and written at once
+  };
+  explicit SessionTiers(Parts parts);  // adds the files that are there to the store
+
+  // NOT_FOUND, SESSION_LOST: see SessionStore::Find; looks into the folder too. SESSION_BUSY:
+  // another server on the same folder has it. UNAVAILABLE, retryable: its file cannot be read now.
+  absl::StatusOr<Session*> Find(const std::string& owner, const std::string& id);
+  void Added() { tally_stale_ = true; }  // a session, to the store
+  // An idle session, and its file. SESSION_BUSY: another server took it just now.
+  absl::Status Remove(Session* session);
+
+  // ---- A request in a session: Use, Load if it is on the disk, Bring and Started when it is
+  // admitted, Changed when its turn is kept, Settle at the end in any case.
+  void Use(Session* session);
+  // Reads the file of a session in use, then calls `done` on the engine thread. Not OK:
+  // SESSION_LOST or SESSION_BUSY as for Find; RESOURCE_EXHAUSTED, UNAVAILABLE, both retryable.
+  void Load(Session* session, std::function<void(absl::Status)> done);
+  // Copies its tokens into pages, which must be available.
+  absl::Status Bring(Session* session);
+  void Started(Session* session);
+  void Changed(Session* session);
+  void Settle(Session* session);
+
+  // A copy of a session in use between turns, which Load has read if it was on the disk; call
+  // EnforceLimits afterwards. RESOURCE_EXHAUSTED: too many sessions, or no room
+  // (retryable).
+  absl::StatusOr<Session*> Fork(const std::string& owner, Session* session);
+
+  // Moves idle sessions out of the pool if that can make `pages` available.
+  void MakeRoom(int64_t pages, bool may_drop);
+  // The I/O thread is at work: what does not fit now may fit when it is done.
+  bool moving() const { return writing_ + reading_ > 0; }
+  void EnforceLimits();
+  void Expire();
+  // Seconds until a session may expire; negative: none will.
+  double SecondsToExpiry() const;
+
+  // Waits for the I/O thread: what it has done is posted.
+  void WaitForIo() {
+    if (io_) io_->WaitIdle();
+  }
+  // Writes every idle session into the folder; nothing may be in transit.
+  void WriteAll();
+
+  void FillStats(EngineStats* stats);
+
+ private:
+  static constexpr int kMostInTransit = 2;  // one is copied while another is written or read
+
+  enum class Result {
+    kDone,
+    kLater,  // too much is in transit
+    kNo,     // no tier can take it, and it may not be dropped
+  };
+  struct PendingLoad {
+    Session* session;
+    std::function<void(absl::Status)> done;
+  };
+  struct Tally {
+    int64_t sessions[kSessionTiers] = {}, bytes[kSessionTiers] = {};
+    int64_t idle_device = 0;   // bytes
+    int64_t settled_host = 0;  // bytes that are not on their way to a file
+  };
+
+  // session_tiers.cc: moving down.
+  const Tally& tally();
+  Session* Oldest(SessionTier tier);
+  int64_t FreeablePages() const;
+  Result MoveDown(Session* session, SessionMove why, bool may_drop);
+  Result HostRoom(int64_t bytes, bool may_drop);
+  Result MoveToDisk(Session* session, bool may_drop);
+  bool DiskRoom(const Session& session, int64_t bytes);
+  void StartWrite(Session* session);
+  void AfterWrite(const std::string& id, uint64_t number, const std::string& temporary,
+                  int64_t bytes, const absl::Status& written);
+  bool BecomeFile(Session* session, const std::string& temporary);
+  void Drop(Session* session, SessionMove move, const char* why);
+  SessionRecord Record(const Session& session) const;
+
+  // session_loads.cc: files, and moving up.
+  void AddFiles();
+  void AbsorbLost();
+  absl::Status Refresh(Session* session);
+  absl::StatusOr<Session*> Adopt(const std::string& owner, const std::string& id);
+  bool Matches(const SessionRecord& record) const;
+  void Apply(const SessionHeader& header, Session* session);
+  TimePoint WhenWritten(const SessionHeader& header) const;
+  void PumpLoads();
+  void AfterRead(PendingLoad load, absl::StatusOr<StoredSession> stored);
+  absl::Status LoadError(Session* session, const absl::Status& status);
+  void PutBack(Session* session);
+  bool RemoveFile(Session* session);
+
+  const EngineOptions& options_;
+  const Clock* const clock_;
+  Backend* const backend_;
+  PagePool* const pool_;
+  const Model* const model_;
+  const std::string model_identity_;
+  EngineObserver* const observer_;
+  SessionStore* const store_;
+  const std::unique_ptr<SessionDir> dir_;
+  const std::function<void(std::function<void()>)> post_;
+  const ByteMeter meter_ = std::make_shared<std::atomic<int64_t>>(0);
+
+  int writing_ = 0;            // sessions that the I/O thread writes
+  int reading_ = 0;            // and reads
+  int loaded_ = 0;             // that were read and have not started yet
+  int64_t writing_bytes_ = 0;  // of files that are being written
+  uint64_t writes_ = 0;
+  std::deque<PendingLoad> loads_;  // bounded by the requests that wait for them
+  bool tally_stale_ = true;
+  Tally tally_;
+  TimePoint next_expiry_{};        // no session expires before
+  std::unique_ptr<SessionIo> io_;  // null: no files
+};
+
+}  // namespace entropyserve
