@@ -18,6 +18,7 @@ struct PublishedShape {
   int64_t context;
   double theta;
   bool qkv_bias, o_bias, qk_norm;
+  bool tied = false;
 };
 
 // Published config.json values. Contexts are raised to 1M where RoPE allows any: random weights
@@ -25,6 +26,8 @@ struct PublishedShape {
 constexpr int64_t kLong = int64_t{1} << 20;
 constexpr PublishedShape kShapes[] = {
     {"llama-3.1-8b", "llama", 32, 4096, 14336, 32, 8, 128, 128256, kLong, 5e5, false, false, false},
+    {"qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, kLong, 1e6, true, false, false,
+     true},
     {"qwen2.5-7b", "qwen2", 28, 3584, 18944, 28, 4, 128, 152064, kLong, 1e6, true, false, false},
     {"qwen3-8b", "qwen3", 36, 4096, 12288, 32, 8, 128, 151936, kLong, 1e6, false, false, true},
     {"openpangu-7b", "pangu_embedded", 34, 4096, 12800, 32, 8, 128, 153376, kLong, 1.6e7, true,
@@ -55,6 +58,7 @@ class SyntheticCheckpoint final : public Checkpoint {
     config_.qkv_bias = shape.qkv_bias;
     config_.o_bias = shape.o_bias;
     config_.qk_norm = shape.qk_norm;
+    config_.tied_embeddings = shape.tied;
     config_.rope.theta = shape.theta;
     path_ = absl::StrCat(std::string(kSyntheticPrefix), shape.name);
   }

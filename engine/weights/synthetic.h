@@ -14,7 +14,7 @@ namespace entropyserve {
 // The part of --model after this prefix is the shape's name.
 inline constexpr std::string_view kSyntheticPrefix = "synthetic:";
 
-// llama-3.1-8b, qwen2.5-7b, qwen3-8b, openpangu-7b, tiny.
+// llama-3.1-8b, qwen2.5-0.5b, qwen2.5-7b, qwen3-8b, openpangu-7b, tiny.
 std::vector<std::string> SyntheticNames();
 
 // INVALID_ARGUMENT: an unknown name; the message lists the known ones. Matrices are not read but

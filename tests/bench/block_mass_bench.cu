@@ -182,9 +182,9 @@ bool CheckRandomShapes(int32_t count, bool small) {
   return ok;
 }
 
-// The Llama-3.1-8B shape, one layer, a whole prompt, probes of stride 32.
-void Time(int32_t tokens) {
-  const AttentionShape shape = {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128};
+// One layer, heads as in the Llama-3.1-8B shape, a whole prompt, probes of stride 32.
+void Time(int32_t tokens, int32_t head_dim) {
+  const AttentionShape shape = {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = head_dim};
   Problem problem(shape, {{.correction = 32, .rows = tokens}}, {.dense_share = 1}, 1);
   MassProblem mass(problem);
   const double error = mass.Check(3);
@@ -201,7 +201,7 @@ int Main(int argc, char** argv) {
   if (options.small) ok &= CheckRandomShapes(8, true);
   if (options.check) ok &= CheckRandomShapes(40, false);
   if (ok && options.time) {
-    for (const int32_t tokens : options.lengths) Time(tokens);
+    for (const int32_t tokens : options.lengths) Time(tokens, options.head_dim);
   }
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;

@@ -1,11 +1,11 @@
 // Prefill attention on sm_90a: checks against a plain fp32 reference, then times.
 //
 //   prefill_attention_bench [--check] [--small] [--time] [--ceiling=TFLOP/s]
-//   [--lengths=32768,65536,131072]
+//   [--lengths=32768,65536,131072] [--head_dim=64|128]
 //
 // --check: random shapes and two long ones. --small: a few tiny shapes, for compute-sanitizer.
-// --time: one layer of the Llama-3.1-8B shape. Without any of the three: check, then time. Exit
-// status 1 when a check fails.
+// --time: one layer of the Llama-3.1-8B shape, or with head_dim 64 of the Llama-3.2-1B shape.
+// Without any of the three: check, then time. Exit status 1 when a check fails.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -242,14 +242,18 @@ bool CheckRandomShapes(int32_t count, bool small) {
   return ok;
 }
 
-// The Llama-3.1-8B shape, one layer, a whole prompt in one step.
-Problem LlamaPrompt(int32_t tokens, int32_t budget, int32_t correction) {
-  const AttentionShape shape = {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128};
+// One layer of a Llama shape: 3.1-8B with head_dim 128, 3.2-1B with 64.
+AttentionShape LlamaShape(int32_t head_dim = 128) {
+  return {.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = head_dim};
+}
+
+// A whole prompt in one step.
+Problem LlamaPrompt(int32_t tokens, int32_t budget, int32_t correction, int32_t head_dim = 128) {
   const ListSpec dense = {.dense_share = 1};
   const ListSpec sparse = {
       .dense_share = 0, .tokens = budget, .dense_prefix = 4096, .dense_suffix = 256};
-  return Problem(shape, {{.correction = correction, .rows = tokens}}, budget < 0 ? dense : sparse,
-                 1);
+  return Problem(LlamaShape(head_dim), {{.correction = correction, .rows = tokens}},
+                 budget < 0 ? dense : sparse, 1);
 }
 
 // Thousands of tiles of one or two steps with a correction that spans both warpgroups.
@@ -294,10 +298,10 @@ bool CheckLongPrompts() {
   return Report("llama-3.1-8b 1048576 budget 2048", CheckProblem(million, 10)) && ok;
 }
 
-void Time(const std::vector<int32_t>& lengths, double ceiling) {
-  std::printf("%-34s %9s %9s %9s %11s\n", "one layer, 32/8 heads, d 128", "ms", "TFLOP/s",
-              "ceiling", "dense/this");
-  for (const int32_t tokens : lengths) {
+void Time(const Options& options) {
+  const std::string title = "one layer, 32/8 heads, d " + std::to_string(options.head_dim);
+  std::printf("%-34s %9s %9s %9s %11s\n", title.c_str(), "ms", "TFLOP/s", "ceiling", "dense/this");
+  for (const int32_t tokens : options.lengths) {
     double dense_ms = 0;
     struct Row {
       const char* name;
@@ -306,12 +310,12 @@ void Time(const std::vector<int32_t>& lengths, double ceiling) {
     for (const Row row :
          {Row{"dense", -1, 0}, Row{"budget 2048", 2048, 0}, Row{"budget 4096", 4096, 0},
           Row{"budget 6144", 6144, 0}, Row{"budget 2048 correction 32", 2048, 32}}) {
-      Problem problem = LlamaPrompt(tokens, row.budget, row.correction);
+      Problem problem = LlamaPrompt(tokens, row.budget, row.correction, options.head_dim);
       Runner runner(problem);
       auto report = [&](const char* name, double pairs, double ms) {
         const double rate = pairs * 4 * problem.params().shape.head_dim / ms * 1e-9;
         std::printf("%6d %-27s %9.3f %9.0f %8.0f%% %10.2fx\n", tokens, name, ms, rate,
-                    100 * rate / ceiling, dense_ms / ms);
+                    100 * rate / options.ceiling, dense_ms / ms);
         std::fflush(stdout);
       };
       const double ms = MedianMilliseconds([&] { runner.Run(); });
@@ -323,7 +327,7 @@ void Time(const std::vector<int32_t>& lengths, double ceiling) {
       report("probes of stride 32", problem.ProbePairs(),
              MedianMilliseconds([&] { runner.RunProbes(probe_out.get()); }));
       constexpr int32_t kStep = 4096;  // tokens of a step that also decodes
-      Problem last({.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128},
+      Problem last(LlamaShape(options.head_dim),
                    {{.correction = 32, .appended = tokens - kStep, .rows = kStep}},
                    {.dense_share = 0, .tokens = row.budget, .dense_suffix = 256}, 1);
       Runner last_runner(last);
@@ -340,7 +344,7 @@ int Main(int argc, char** argv) {
   if (options.check)
     ok &= CheckRandomShapes(60, false) && CheckShortTiles() && CheckSplitTiles() &&
           CheckLongPrompts();
-  if (ok && options.time) Time(options.lengths, options.ceiling);
+  if (ok && options.time) Time(options);
   std::printf("%s\n", ok ? "all checks passed" : "CHECKS FAILED");
   return ok ? 0 : 1;
 }

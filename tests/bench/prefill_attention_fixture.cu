@@ -140,6 +140,8 @@ Options ParseOptions(int argc, char** argv) {
       std::istringstream list(arg.substr(10));
       for (std::string length; std::getline(list, length, ',');)
         options.lengths.push_back(std::stoi(length));
+    } else if (arg == "--head_dim=64" || arg == "--head_dim=128") {
+      options.head_dim = std::stoi(arg.substr(11));
     } else {
       std::fprintf(stderr, "unknown argument %s\n", arg.c_str());
       std::exit(2);

@@ -30,9 +30,10 @@ struct Options {
   bool check = false, small = false, time = false;
   double ceiling = 790;  // TFLOP/s: a bf16 8192^3 product on an H200, random data
   std::vector<int32_t> lengths = {32768, 65536, 131072};  // tokens
+  int32_t head_dim = 128;                                 // of what is timed
 };
-// [--check] [--small] [--time] [--ceiling=] [--lengths=,,]; none of the first three: check and
-// time. Exits with status 2 on anything else.
+// [--check] [--small] [--time] [--ceiling=] [--lengths=,,] [--head_dim=64|128]; none of the first
+// three: check and time. Exits with status 2 on anything else.
 Options ParseOptions(int argc, char** argv);
 
 // Median time of `run` on the default stream, after two warm-ups.

@@ -3,7 +3,7 @@
 prefill_attention_bench on the same GPU: cuDNN and FlashAttention behind scaled_dot_product_attention,
 and a large bf16 matrix product as the ceiling. Random data; medians of CUDA event times.
 
-    torch_attention_bench.py [--lengths 32768,65536,131072]
+    torch_attention_bench.py [--lengths 32768,65536,131072] [--head-dim 64]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+HEADS, KV_HEADS = 32, 8
 
 
 def median_ms(run, warmups=2, runs=7):
@@ -34,9 +34,9 @@ def gemm_rate(n=8192):
     return 2 * n**3 / median_ms(lambda: a @ b, 5, 15) * 1e-9
 
 
-def attention_ms(tokens, backend):
+def attention_ms(tokens, head_dim, backend):
     def tensor(heads):
-        return torch.randn(1, heads, tokens, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
+        return torch.randn(1, heads, tokens, head_dim, device="cuda", dtype=torch.bfloat16)
 
     q, k, v = tensor(HEADS), tensor(KV_HEADS), tensor(KV_HEADS)
     try:
@@ -52,7 +52,9 @@ def attention_ms(tokens, backend):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", default="32768,65536,131072")
-    lengths = [int(x) for x in parser.parse_args().lengths.split(",")]
+    parser.add_argument("--head-dim", type=int, default=128)
+    args = parser.parse_args()
+    lengths = [int(x) for x in args.lengths.split(",")]
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cudnn",
           torch.backends.cudnn.version())
     ceiling = gemm_rate()
@@ -60,8 +62,8 @@ def main():
     for tokens in lengths:
         for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION),
                               ("FlashAttention", SDPBackend.FLASH_ATTENTION)):
-            ms = attention_ms(tokens, backend)
-            rate = 4 * HEAD_DIM * HEADS * tokens * (tokens + 1) / 2 / ms * 1e-9
+            ms = attention_ms(tokens, args.head_dim, backend)
+            rate = 4 * args.head_dim * HEADS * tokens * (tokens + 1) / 2 / ms * 1e-9
             print(f"{tokens:6d} {name:<27s} {ms:9.3f} ms {rate:9.0f} TFLOP/s "
                   f"{100 * rate / ceiling:5.0f}%", flush=True)
 
