@@ -2,7 +2,7 @@
 # What a GPU must show: the CUDA operators agree with the CPU's, a model's logits with its reference, the policies with
 # the paper's code, compute-sanitizer finds nothing, and the times of the benches. Runs from an unpacked archive
 # (bin/gpu_check) or from a checkout with build-cuda. Every stage has a time limit; the last lines are a table.
-#   STAGES   some of: ops model policy memcheck racecheck kernels attention masses torch engine
+#   STAGES   some of: ops model policy memcheck racecheck kernels attention masses d64 torch engine serving
 #            (default: the first five)
 #   OUT      folder of the logs, one per stage (default: a temporary one)
 #   MEMCHECK, RACECHECK   gtest filters of cuda_ops_test for the two sanitizer stages
@@ -84,6 +84,11 @@ for stage in $stages; do
       fi
       ;;
     engine) run engine 400 "$bin/engine_bench" --backend=cuda ;;
+    d64)
+      run attention64 120 "$bin/prefill_attention_bench" --time --head_dim=64
+      run masses64 60 "$bin/block_mass_bench" --time --head_dim=64
+      ;;
+    serving) run serving 540 "$bin/serving_bench" --backend=cuda ;;
     *) echo "gpu_check: unknown stage \"$stage\"" >&2; exit 2 ;;
   esac
 done

@@ -14,7 +14,7 @@ if [[ -z ${BACKEND:-} ]]; then
   BACKEND=cpu
   if command -v nvcc >/dev/null; then BACKEND=cuda; fi
 fi
-programs=(entropyserve entropyserve-client policy_check engine_bench policy_bench)
+programs=(entropyserve entropyserve-client policy_check engine_bench serving_bench policy_bench)
 case $BACKEND in
   cpu) build=${BUILD:-build} preset=cpu cuda=OFF ;;
   cuda)
