@@ -4,7 +4,7 @@
   plot_dashboard.py --server=PATH --client=PATH --model=PATH --text=FILE... --out=docs/dashboard.png [--seconds=240]
                     [-- SERVER FLAGS]
 
-Callers ask about pieces of the texts, of 1 000 to 16 000 characters: four at a time in the middle third of the
+Callers ask about pieces of the texts, of 1 000 to 12 000 characters: four at a time in the middle third of the
 test, one before and two after it. Queries are the dashboard's own, drawn from Prometheus' query API. Needs
 prometheus (Debian), matplotlib and pillow (PyPI).
 """
@@ -27,7 +27,7 @@ from PIL import Image  # noqa: E402
 
 from check_metrics import ROOT, Background, Prometheus, panel_queries
 
-WINDOW = "30s"  # of rates: the test is short
+WINDOW = "60s"  # of rates: the test is short
 PANELS = (("Generate calls by outcome", "calls/s"), ("Time to first token", "s"),
           ("Gap between tokens", "s"), ("Attention executed", "of dense"),
           ("KV cache: logical and physical", "MB"), ("Requests in the engine", "requests"))
@@ -39,11 +39,11 @@ def caller(options, address, text, seed, begin, end, folder):
     time.sleep(max(0, begin - time.monotonic()))
     question = folder / f"question{seed}.txt"
     while time.monotonic() < end:
-        size = rng.choice((1000, 4000, 8000, 16000))
+        size = rng.choice((1000, 2000, 4000, 12000))
         at = rng.randrange(len(text) - size)
         question.write_text(text[at:at + size] + "\n\nSum this up.")
         command = [options.client, "generate", f"--server={address}", f"--file={question}", "--receipt=false",
-                   "--progress=off", f"--max-new-tokens={rng.choice((64, 128, 256))}", f"--seed={seed}"]
+                   "--progress=off", f"--max-new-tokens={rng.choice((32, 64, 96))}", f"--seed={seed}"]
         # One caller in eight loses patience.
         patience = rng.uniform(1, 5) if rng.random() < 0.125 else None
         with contextlib.suppress(subprocess.TimeoutExpired):
