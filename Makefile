@@ -4,18 +4,20 @@
 #   make test     all tests, also under sanitizers; STAGES="asan tsan cpu" picks
 #   make soak     the server in trouble, for minutes: overload, stalled readers, signals; prints a table
 #   make demo     asks a small model about a long document; MODEL=PATH uses your own
+#   make models   fetches Qwen2.5-Coder 0.5B and 1.5B into models; MODELS="0.5b" one of them
 #   make package  one archive in dist that runs on other machines; BACKEND=cpu leaves CUDA out
 #   make format, make lint, make clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 JOBS ?= $(shell nproc)
 MODEL ?=
+MODELS ?=
 # Lint compares with this commit; BASE=all checks every file.
 BASE ?= HEAD
 SCRIPTS := deploy/scripts
 SOURCES := git ls-files '*.cc' '*.h' '*.cu' '*.cuh'
 
-.PHONY: build test soak demo package format lint clean
+.PHONY: build test soak demo models package format lint clean
 .DEFAULT_GOAL := build
 
 build:
@@ -35,6 +37,9 @@ soak:
 
 demo: build
 	MODEL="$(MODEL)" $(SCRIPTS)/demo.sh
+
+models:
+	MODELS="$(MODELS)" $(SCRIPTS)/fetch_models.sh
 
 package:
 	$(SCRIPTS)/install_deps.sh build package
