@@ -117,15 +117,20 @@ int RunGenerate(const std::vector<std::string>& args) {
   Screen screen(progress, flags.receipt);
   CancelToken cancel;
   guard.Watch(&cancel);
-  const absl::Status status = (*client)->Generate(flags.request,
-                                                  [&](const v1::GenerateEvent& event) {
-                                                    if (!flags.json) return screen.Show(event);
-                                                    std::printf("%s\n", ToJson(event).c_str());
-                                                    std::fflush(stdout);
-                                                  },
-                                                  {flags.connection.deadline_seconds, &cancel});
+  const auto show = [&](const v1::GenerateEvent& event) {
+    if (flags.json) {
+      std::printf("%s\n", ToJson(event).c_str());
+      std::fflush(stdout);
+    } else {
+      screen.Show(event);
+    }
+    if (std::ferror(stdout)) cancel.Cancel();  // nobody gets the rest; main reports it
+  };
+  const absl::Status status =
+      (*client)->Generate(flags.request, show, {flags.connection.deadline_seconds, &cancel});
   guard.Watch(nullptr);
   screen.Close();
+  if (std::ferror(stdout)) return kExitServer;
   if (cancel.cancelled()) return kExitInterrupted;
   return Report(status);
 }

@@ -1,9 +1,10 @@
 // entropyserve-client: subcommands in a table. Exit codes: 0 done, 1 the server refused or failed,
-// 2 wrong usage, 130 interrupted.
+// or standard output could not be written, 2 wrong usage, 130 interrupted.
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -33,6 +34,13 @@ void PrintHelp() {
     std::printf("  %-12s %s\n", command.name, command.summary);
 }
 
+// What was printed arrived: a full disk shows only now.
+bool OutputWritten() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return true;
+  std::fputs("entropyserve-client: standard output cannot be written\n", stderr);
+  return false;
+}
+
 int Main(const std::vector<std::string>& args) {
   // The libraries' own messages would mix with the answer; every failure is reported once, by us.
   gpr_set_log_function([](gpr_log_func_args*) {});
@@ -44,7 +52,9 @@ int Main(const std::vector<std::string>& args) {
     return kExitOk;
   }
   for (const Command& command : kCommands) {
-    if (args[0] == command.name) return command.run({args.begin() + 1, args.end()});
+    if (args[0] != command.name) continue;
+    const int exit_code = command.run({args.begin() + 1, args.end()});
+    return OutputWritten() ? exit_code : std::max(exit_code, kExitServer);
   }
   return ReportUsage("no such command: " + args[0] + "; --help lists them");
 }

@@ -48,11 +48,18 @@ void AddPromptFlags(FlagSet* flags, PromptFlags* prompt, v1::GenerateRequest* re
 absl::Status FillPrompt(const PromptFlags& prompt, const std::vector<std::string>& positional,
                         v1::GenerateRequest* request) {
   if (!prompt.token_ids.empty()) {
+    if (!prompt.system.empty()) {
+      return absl::InvalidArgumentError("--system: --token-ids is the whole prompt");
+    }
     return ParseIds(prompt.token_ids, request->mutable_token_ids()->mutable_ids());
   }
   const std::string argument = positional.empty() ? "" : positional[0];
   ASSIGN_OR_RETURN(std::string text, PromptText(prompt, argument, !positional.empty()));
   if (prompt.raw) {
+    if (!prompt.system.empty()) {
+      return absl::InvalidArgumentError(
+          "--system: plain text has no system message; leave out --raw, or write it into the text");
+    }
     request->set_text(std::move(text));
     return absl::OkStatus();
   }

@@ -23,8 +23,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Threads: gRPC's (Start, OnWriteDone, OnCancel, OnDone), the compare lane's (Run), a drain's
-// (Abort). The lane's thread waits inside Engine::Compare, and in the sink for a reader that is
-// slow; the engine thread never does.
+// (Abort), the core's watchdog (CutOff). The lane's thread waits inside Engine::Compare, and in the
+// sink for a reader that is slow; the engine thread never does.
 class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                           public OpenCall,
                           public std::enable_shared_from_this<CompareCall> {
@@ -45,9 +45,14 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   void OnWriteDone(bool ok) override {
     if (!ok) Stop(absl::CancelledError("the connection was lost"));
-    MutexLock lock(&mutex_);
-    write_in_flight_ = false;
-    Pump();
+    bool finished = false;
+    {
+      MutexLock lock(&mutex_);
+      finished = finished_;
+      write_in_flight_ = false;
+      Pump();
+    }
+    if (finished) core_->ExpectReader(this);
   }
 
   // The caller cancelled, its deadline passed, or the connection broke.
@@ -69,6 +74,11 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // --- A drain ---
 
   void Abort(const absl::Status& why) override { Stop(why); }
+
+  void CutOff() override {
+    Stop(absl::CancelledError("the answer was not read"));
+    context_->TryCancel();  // ends the write in flight, and so the call
+  }
 
  private:
   absl::Status Admit(const grpc::ByteBuffer& request) {
@@ -92,6 +102,7 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       running_ = true;
     }
     absl::StatusOr<CompareResult> result = RunCompare();
+    core_->ExpectReader(this);
     MutexLock lock(&mutex_);
     running_ = false;
     finished_ = true;

@@ -56,6 +56,8 @@ void AddNetworkFlags(FlagSet* set, ServerFlags* flags) {
            "deadline of a Generate call that sets none");
   set->Add("max-deadline-seconds", &flags->max_deadline_seconds,
            "longer deadlines are cut to this");
+  set->Add("unread-seconds", &flags->unread_seconds,
+           "cut off a call whose reader takes nothing of its finished answer for this time");
   set->Add("keepalive-seconds", &flags->keepalive_seconds,
            "ping a silent connection after this time");
   set->Add("keepalive-timeout-seconds", &flags->keepalive_timeout_seconds,
@@ -155,6 +157,7 @@ absl::Status ValidateSeconds(const ServerFlags& flags) {
   const std::pair<const char*, double> seconds[] = {
       {"default-deadline-seconds", flags.default_deadline_seconds},
       {"max-deadline-seconds", flags.max_deadline_seconds},
+      {"unread-seconds", flags.unread_seconds},
       {"keepalive-seconds", flags.keepalive_seconds},
       {"keepalive-timeout-seconds", flags.keepalive_timeout_seconds},
       {"min-ping-interval-seconds", flags.min_ping_interval_seconds}};

@@ -38,6 +38,7 @@ struct ServerFlags {
   int max_open_streams = 4096;
   double default_deadline_seconds = 3600;  // a 1M-token prompt on a slow machine
   double max_deadline_seconds = 24 * 3600;
+  double unread_seconds = 60;
   double keepalive_seconds = 60;  // finds dead readers behind NATs, which forget after minutes
   double keepalive_timeout_seconds = 20;
   double min_ping_interval_seconds = 10;  // clients that ping faster are cut off

@@ -29,9 +29,9 @@ double SecondsSince(Clock::time_point start) {
 }
 
 // Threads: gRPC's (Start, OnWriteDone, OnCancel, OnDone), an encode lane (Encode), the engine's
-// (the EventSink part), a drain's (Abort). gRPC never runs a reaction inside StartWrite or Finish,
-// so both are called with mutex_ held; the engine is called without it, because its events take
-// mutex_ too.
+// (the EventSink part), a drain's (Abort), the core's watchdog (CutOff). gRPC never runs a reaction
+// inside StartWrite or Finish, so both are called with mutex_ held; the engine is called without
+// it, because its events take mutex_ too.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public EventSink,
                            public OpenCall,
@@ -52,10 +52,11 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // --- gRPC ---
 
   void OnWriteDone(bool ok) override {
-    bool lost = false;
+    bool lost = false, finished = false;
     {
       MutexLock lock(&mutex_);
       write_in_flight_ = false;
+      finished = engine_finished_;
       lost = !ok;
       if (lost) reader_gone_ = true;
       Pump();
@@ -63,6 +64,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (lost) {
       ReaderLeft(absl::CancelledError("the connection was lost"));
     } else {
+      if (finished) core_->ExpectReader(this);
       SyncPause();
     }
   }
@@ -98,6 +100,18 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (id.has_value()) engine->Cancel(*id, why);
   }
 
+  void CutOff() override {
+    {
+      MutexLock lock(&mutex_);
+      if (finish_called_) return;
+      end_status_ = absl::CancelledError("the answer was not read");
+      outbox_.Clear();
+      trace_.reset();
+      last_event_.reset();
+    }
+    context_->TryCancel();  // ends the write in flight, and so the call
+  }
+
   // --- The engine ---
 
   void OnAccepted(const AcceptedEvent& event) override {
@@ -128,6 +142,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
 
   void OnFinished(FinishedEvent event) override {
+    core_->ExpectReader(this);
     v1::GenerateEvent proto;
     FinishedToProto(event, policy_, &proto);
     core_->metrics().ObserveFinished(event.reason, event.receipt);

@@ -60,6 +60,7 @@ ServiceLimits Limits(const ServerFlags& flags) {
   limits.default_deadline_seconds = flags.default_deadline_seconds;
   limits.max_deadline_seconds = flags.max_deadline_seconds;
   limits.allow_compare = flags.allow_compare;
+  limits.unread_seconds = flags.unread_seconds;
   limits.short_prompt_bytes = flags.short_prompt_bytes;
   limits.short_lane_bytes = flags.short_lane_bytes;
   limits.long_lane_bytes = flags.long_lane_bytes;

@@ -9,9 +9,16 @@
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_macros.h"
@@ -60,6 +67,25 @@ void ConfigureTransport(const ServerOptions& options, grpc::ServerBuilder* build
                               Milliseconds(options.min_ping_interval_seconds));
 }
 
+// gRPC removes the file of a unix: address before it binds, whoever listens there.
+absl::Status CheckSocketIsFree(const std::string& address, const char* flag) {
+  constexpr char kScheme[] = "unix:";
+  if (!absl::StartsWith(address, kScheme)) return absl::OkStatus();
+  std::string path = address.substr(std::strlen(kScheme));
+  if (absl::StartsWith(path, "//")) path = path.substr(2);
+  sockaddr_un name = {};
+  name.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(name.sun_path)) return absl::OkStatus();  // gRPC refuses it
+  std::memcpy(name.sun_path, path.data(), path.size());
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return absl::OkStatus();
+  const bool refused = connect(fd, reinterpret_cast<const sockaddr*>(&name), sizeof(name)) != 0 &&
+                       errno != EAGAIN;  // EAGAIN: it listens, and its queue is full
+  close(fd);
+  if (refused) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("--", flag, ": another process listens on ", address));
+}
+
 class GrpcServer final : public Server {
  public:
   GrpcServer(ServiceCore* core, HealthState* health)
@@ -71,6 +97,8 @@ class GrpcServer final : public Server {
 
   absl::Status Listen(const ServerOptions& options) {
     ASSIGN_OR_RETURN(const auto credentials, Credentials(options));
+    RETURN_IF_ERROR(CheckSocketIsFree(options.listen, "listen"));
+    RETURN_IF_ERROR(CheckSocketIsFree(options.health_listen, "health-listen"));
     {
       grpc::ServerBuilder builder;
       ConfigureTransport(options, &builder);

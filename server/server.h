@@ -32,8 +32,8 @@ void RouteLibraryLogs(Log* log);
 
 class Server {
  public:
-  // `core` and `health` outlive the server. UNAVAILABLE: an address cannot be bound. NOT_FOUND: a
-  // TLS file.
+  // `core` and `health` outlive the server. UNAVAILABLE: an address cannot be bound, or a unix:
+  // socket is in use. NOT_FOUND: a TLS file.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        ServiceCore* core, HealthState* health);
   virtual ~Server() = default;

@@ -20,7 +20,18 @@ ServiceCore::ServiceCore(ServiceLimits limits, Authenticator authenticator, Metr
       authenticator_(std::move(authenticator)),
       metrics_(metrics),
       log_(log),
-      lanes_(limits.short_prompt_bytes, limits.short_lane_bytes, limits.long_lane_bytes) {}
+      lanes_(limits.short_prompt_bytes, limits.short_lane_bytes, limits.long_lane_bytes) {
+  watchdog_ = std::thread([this] { WatchUnread(); });
+}
+
+ServiceCore::~ServiceCore() {
+  {
+    MutexLock lock(&mutex_);
+    stopping_ = true;
+    reader_expected_.NotifyAll();
+  }
+  watchdog_.join();
+}
 
 absl::StatusOr<const ServedModel*> ServiceCore::Model() const {
   const ServedModel* model = model_.load();
@@ -57,10 +68,45 @@ absl::Status ServiceCore::Open(OpenCall* call, const std::string& owner) {
 
 void ServiceCore::Close(OpenCall* call) {
   MutexLock lock(&mutex_);
+  unread_.erase(call);
   const auto found = calls_.find(call);
   if (found == calls_.end()) return;  // it was refused
   if (--owner_calls_[found->second] == 0) owner_calls_.erase(found->second);
   calls_.erase(found);
+}
+
+void ServiceCore::ExpectReader(OpenCall* call) {
+  using Seconds = std::chrono::duration<double>;
+  const auto until = std::chrono::steady_clock::now() +
+                     std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+                         Seconds(limits_.unread_seconds));
+  MutexLock lock(&mutex_);
+  if (!calls_.contains(call)) return;  // closed: with keep_on_disconnect the answer ends later
+  const bool first = unread_.empty();
+  unread_[call] = until;
+  if (first) reader_expected_.NotifyAll();
+}
+
+void ServiceCore::WatchUnread() {
+  MutexLock lock(&mutex_);
+  while (!stopping_) {
+    auto next = std::chrono::steady_clock::time_point::max();
+    const auto now = std::chrono::steady_clock::now();
+    for (auto it = unread_.begin(); it != unread_.end();) {
+      if (it->second <= now) {
+        it->first->CutOff();  // alive: Close waits for the lock
+        it = unread_.erase(it);
+      } else {
+        next = std::min(next, it->second);
+        ++it;
+      }
+    }
+    if (unread_.empty()) {
+      reader_expected_.Wait(&mutex_);
+    } else {
+      reader_expected_.WaitFor(&mutex_, next - now);
+    }
+  }
 }
 
 int64_t ServiceCore::open_calls() const {

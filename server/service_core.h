@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <thread>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -25,6 +26,7 @@ struct ServiceLimits {
   int64_t max_owner_streams = 0;  // of one caller; 0: no limit
   double default_deadline_seconds = 3600;
   double max_deadline_seconds = 24 * 3600;
+  double unread_seconds = 60;  // a finished answer may wait for its reader
   int64_t short_prompt_bytes = 64 << 10;
   int64_t short_lane_bytes = int64_t{16} << 20;
   int64_t long_lane_bytes = int64_t{128} << 20;
@@ -39,12 +41,18 @@ class OpenCall {
   virtual ~OpenCall() = default;
   // Ends the call soon, with `why`. Thread-safe.
   virtual void Abort(const absl::Status& why) = 0;
+  // Its reader took nothing of a finished answer for too long: ends the connection's stream.
+  // Thread-safe; must not call the core.
+  virtual void CutOff() = 0;
 };
 
 // Thread-safe.
 class ServiceCore {
  public:
   ServiceCore(ServiceLimits limits, Authenticator authenticator, Metrics* metrics, Log* log);
+  ~ServiceCore();
+  ServiceCore(const ServiceCore&) = delete;
+  ServiceCore& operator=(const ServiceCore&) = delete;
 
   // From now on requests are answered; `model` outlives the core's last call.
   void Attach(const ServedModel* model) { model_.store(model); }
@@ -61,6 +69,10 @@ class ServiceCore {
   // `owner`.
   absl::Status Open(OpenCall* call, const std::string& owner);
   void Close(OpenCall* call);
+  // The answer of an open call is finished and waits for its reader: unless this is called again
+  // (the reader took something) or the call closes, it is cut off after unread_seconds. Not with a
+  // lock that CutOff takes.
+  void ExpectReader(OpenCall* call);
   int64_t open_calls() const;
   void AbortAll(const absl::Status& why);
 
@@ -80,6 +92,8 @@ class ServiceCore {
   double uptime_seconds() const;
 
  private:
+  void WatchUnread();
+
   const ServiceLimits limits_;
   const Authenticator authenticator_;
   Metrics* const metrics_;
@@ -91,6 +105,11 @@ class ServiceCore {
   mutable Mutex mutex_;
   std::map<OpenCall*, std::string> calls_ ABSL_GUARDED_BY(mutex_);  // and their owners
   std::map<std::string, int64_t> owner_calls_ ABSL_GUARDED_BY(mutex_);
+
+  CondVar reader_expected_;
+  std::map<OpenCall*, std::chrono::steady_clock::time_point> unread_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread watchdog_;
 
   EncodeLanes lanes_;  // last: its jobs use the rest
 };

@@ -3,6 +3,9 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
 
 #include <memory>
 #include <string>
@@ -241,6 +244,44 @@ TEST_F(AccessTest, BusyPortsAreErrors) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(options.listen));
   EXPECT_EQ(metrics_.Listen(address(), [] { return ServerGauges(); }).code(),
             absl::StatusCode::kUnavailable);
+}
+
+TEST_F(AccessTest, ASocketThatAnotherServerListensOnIsNotTaken) {
+  const std::string path =
+      ::testing::TempDir() + "access_test_" + std::to_string(getpid()) + ".sock";
+  ServerOptions options;
+  options.listen = "unix:" + path;
+  StartServer({}, options);
+  HealthState health;
+  for (const std::string& address : {"unix:" + path, "unix://" + path}) {
+    for (const bool probe : {false, true}) {
+      ServerOptions second;
+      (probe ? second.health_listen : second.listen) = address;
+      const absl::Status status = Server::Start(second, core_.get(), &health).status();
+      EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+      EXPECT_THAT(std::string(status.message()), HasSubstr(probe ? "--health-listen" : "--listen"));
+    }
+  }
+  const auto stub = v1::EntropyServe::NewStub(
+      grpc::CreateChannel(options.listen, grpc::InsecureChannelCredentials()));
+  grpc::ClientContext context;
+  v1::GetServerResponse response;
+  EXPECT_TRUE(stub->GetServer(&context, {}, &response).ok()) << "the first one still answers";
+
+  // What a server that was killed left behind is no obstacle.
+  server_->Shutdown(0);
+  unlink(path.c_str());
+  const int left = socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un name = {};
+  name.sun_family = AF_UNIX;
+  path.copy(name.sun_path, sizeof(name.sun_path) - 1);
+  ASSERT_EQ(bind(left, reinterpret_cast<const sockaddr*>(&name), sizeof(name)), 0);
+  close(left);
+  {
+    const auto next = Server::Start(options, core_.get(), &health);
+    EXPECT_TRUE(next.ok()) << next.status();
+  }
+  unlink(path.c_str());
 }
 
 }  // namespace

@@ -145,6 +145,18 @@ TEST_F(CompareCallTest, AReaderThatDoesNotReadHoldsTheEngineBackAndNobodyElse) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
+TEST_F(CompareCallTest, AFinishedAnswerThatIsNotReadIsCutOff) {
+  Start({.unread_seconds = 0.05, .outbox_bytes = 128 << 20});
+  const auto stub = NewStub();
+  grpc::ClientContext context;
+  const auto reader = stub->Compare(&context, Request(1'000'000));
+  FakeEngine::WaitFor([&] { return engine_->Compared() == 999'999; });
+  FakeEngine::WaitFor([&] { return core_->open_calls() == 0; });
+  v1::CompareEvent event;
+  while (reader->Read(&event)) EXPECT_FALSE(event.has_summary());
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST_F(CompareCallTest, ASlowReaderGetsEverything) {
   Start({.outbox_bytes = 512});
   const Result result = Compare(Request(20'000));

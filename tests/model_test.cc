@@ -128,6 +128,20 @@ TEST_P(ModelTest, BatchedIsAlone) {
   EXPECT_LT(RelativeError(Decode(&model, &c, t[41]), rows(41, 42)), kTolerance);
 }
 
+// An exclusive whole-prompt step is larger than any other: what it took comes back.
+TEST_P(ModelTest, RoomOfALargeStepIsGivenBack) {
+  const Golden golden = ReadGolden(Name());
+  TestModel model = Load(DType::kF32);
+  const int64_t bytes = model.model->activation_bytes();
+  const size_t free = model.backend->FreeMemory();
+  ASSERT_TRUE(model.model->EnsureRows(2000).ok());
+  EXPECT_GT(model.model->activation_bytes(), 2 * bytes);
+  ASSERT_TRUE(model.model->EnsureRows(1).ok());
+  EXPECT_EQ(model.model->activation_bytes(), bytes);
+  EXPECT_EQ(model.backend->FreeMemory(), free);
+  EXPECT_LT(RelativeError(Prefill(&model, golden.tokens, 1 << 20), golden.logits), kTolerance);
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, ModelTest,
                          testing::Values("llama_llama3", "llama_llama3/model.gguf", "llama_linear",
                                          "qwen2_yarn", "qwen3", "pangu_embedded"),

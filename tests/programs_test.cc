@@ -35,8 +35,10 @@ std::string ReadAll(const fs::path& path) {
 // A child process with its output in files.
 class Process {
  public:
-  Process(const std::string& program, std::vector<std::string> args, const std::string& input = "")
-      : out_(Path("out")), err_(Path("err")), in_(Path("in")) {
+  // `out`: where standard output goes instead.
+  Process(const std::string& program, std::vector<std::string> args, const std::string& input = "",
+          const std::string& out = "")
+      : out_(out.empty() ? Path("out") : out), err_(Path("err")), in_(Path("in")) {
     std::ofstream(in_) << input;
     args.insert(args.begin(), program);
     std::vector<char*> argv;
@@ -224,6 +226,10 @@ TEST(ClientProgramTest, ExitCodesAndSingleLines) {
   ExpectOneLine(unknown, 2, "no such command: fly");
   Process flag(ENTROPYSERVE_CLIENT, {"generate", "x", "--colour=red"});
   ExpectOneLine(flag, 2, "--colour: no such flag");
+  Process raw(ENTROPYSERVE_CLIENT, {"generate", "--raw", "--system=be brief", "hello"});
+  ExpectOneLine(raw, 2, "--system: plain text has no system message");
+  Process ids(ENTROPYSERVE_CLIENT, {"generate", "--token-ids=1,2", "--system=be brief"});
+  ExpectOneLine(ids, 2, "--system: --token-ids is the whole prompt");
   Process file(ENTROPYSERVE_CLIENT, {"generate", "--file=/no/such/file"});
   ExpectOneLine(file, 2, "/no/such/file");
   // Port 1 is never served; one attempt, so that the test does not wait for retries.
@@ -275,6 +281,20 @@ TEST(ProgramsTest, ServesGeneratesAndDrains) {
   ExpectOneLine(*wrong, 1, "INVALID_ARGUMENT: sampling.top_p");
   const auto long_prompt = server.Client({"generate"}, std::string(2000, 'a'));
   ExpectOneLine(*long_prompt, 1, "INVALID_ARGUMENT: prompt:");
+
+  // A full disk is no success, and ends the request.
+  for (const bool json : {false, true}) {
+    Process full(
+        ENTROPYSERVE_CLIENT,
+        {"generate", "--server=" + server.address(), "--raw", "--ignore-eos=true",
+         "--max-new-tokens=400", "--receipt=false", json ? "--json=true" : "--json=false", "x"},
+        "", "/dev/full");
+    ExpectOneLine(full, 1, "standard output cannot be written");
+  }
+  const auto full_help = std::make_unique<Process>(
+      ENTROPYSERVE_CLIENT, std::vector<std::string>{"models", "--server=" + server.address()}, "",
+      "/dev/full");
+  ExpectOneLine(*full_help, 1, "standard output cannot be written");
 
   // A signal while an answer is on its way: it is finished, and the server leaves in peace.
   const auto running = server.Client(

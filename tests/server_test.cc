@@ -363,6 +363,39 @@ TEST_F(StreamTest, ReaderThatNeverReadsCanBeCancelled) {
   EXPECT_EQ(engine_->Stats().cancelled, 1);
 }
 
+// The engine is done and the connection stands, but nobody reads.
+class UnreadTest : public ServerFixture {};
+
+TEST_F(UnreadTest, AFinishedAnswerThatIsNotReadIsCutOff) {
+  StartServer({.unread_seconds = 0.05, .outbox_bytes = 128 << 20});
+  engine_->SetScript({.tokens = 2000, .text_bytes = 20'000});  // 40 MB: more than the windows take
+  const auto stub = NewStub();
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([&] { return engine_->Stats().completed == 1; });
+  FakeEngine::WaitFor([&] { return core_->open_calls() == 0; });
+  Event event;
+  bool finished = false;
+  while (reader->Read(&event)) finished |= event.has_finished();
+  EXPECT_FALSE(finished);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(UnreadTest, AFinishedAnswerMayWaitAWhile) {
+  StartServer({.unread_seconds = 3600, .outbox_bytes = 128 << 20});
+  engine_->SetScript({.tokens = 2000, .text_bytes = 20'000});
+  const auto stub = NewStub();
+  grpc::ClientContext context;
+  const auto reader = stub->Generate(&context, TextRequest());
+  FakeEngine::WaitFor([&] { return engine_->Stats().completed == 1; });
+  EXPECT_EQ(core_->open_calls(), 1);
+  Event event;
+  bool finished = false;
+  while (reader->Read(&event)) finished |= event.has_finished();
+  EXPECT_TRUE(finished);
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 TEST(OutboxTest, JoinsTokensReplacesProgressAndAsksForAPause) {
   Outbox outbox(1000);
   const auto push_tokens = [&](int id, const std::string& text) {

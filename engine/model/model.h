@@ -15,7 +15,8 @@ class Model {
   virtual ~Model() = default;
 
   // Makes room for a step of `rows` tokens (an exclusive whole-prompt step can be larger than an
-  // ordinary one). RESOURCE_EXHAUSTED: it does not fit; smaller steps still work.
+  // ordinary one), and gives back what only a larger one before it needed. RESOURCE_EXHAUSTED: it
+  // does not fit; smaller steps still work.
   virtual absl::Status EnsureRows(int64_t rows) = 0;
 
   // One step over all layers. Writes K and V of the batch's tokens into `pool`; returns raw logits

@@ -33,7 +33,8 @@ class StepKey {
 }  // namespace
 
 absl::Status Transformer::EnsureRows(int64_t rows) {
-  if (rows <= rows_) return absl::OkStatus();
+  rows = std::max(rows, options_.step_rows);
+  if (rows == rows_ || (rows < rows_ && rows_ == options_.step_rows)) return absl::OkStatus();
   const ModelConfig& c = config_;
   const int64_t q_width = int64_t{c.heads} * c.head_dim;
   const int64_t qkv_width = q_width + 2 * int64_t{c.kv_heads} * c.head_dim;
