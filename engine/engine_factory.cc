@@ -95,6 +95,7 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
   ASSIGN_OR_RETURN(std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer(*checkpoint));
   ASSIGN_OR_RETURN(BackendChoice choice,
                    MakeBackend(config.backend, config.threads, config.on_device_error));
+  if (config.wrap_backend) choice.backend = config.wrap_backend(std::move(choice.backend));
   ASSIGN_OR_RETURN(const DType dtype, ResolveDType(config.dtype, *choice.backend));
 
   LoadedEngine loaded;

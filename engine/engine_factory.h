@@ -25,6 +25,8 @@ struct EngineConfig {
   // See MakeBackend.
   std::function<void(const std::string&)> on_device_error = nullptr;
   std::shared_ptr<EngineObserver> observer = nullptr;  // may be null
+  // Takes the backend and gives the one that is used; null: it is used as it is.
+  std::function<std::unique_ptr<Backend>(std::unique_ptr<Backend>)> wrap_backend = nullptr;
 };
 
 struct LoadedEngine {

@@ -83,7 +83,8 @@ for stage in $stages; do
         not_run torch "python3 has no torch"
       fi
       ;;
-    engine) run engine 400 "$bin/engine_bench" --backend=cuda ;;
+    engine) run engine 540 "$bin/engine_bench" --backend=cuda --breakdown=true --lengths=32768,131072 \
+      --policies=full,fixed1,fixed2 --runs=1 --decode=1,32 --decode_context=131072 ;;
     d64)
       run attention64 120 "$bin/prefill_attention_bench" --time --head_dim=64
       run masses64 60 "$bin/block_mass_bench" --time --head_dim=64

@@ -2,145 +2,70 @@
 //
 //   engine_bench --model=synthetic:llama-3.1-8b --lengths=32768,131072 --decode=1,32
 //
-// Policies: `full`; `fixedN` is `entropy` with every budget pinned at N times its base of 2048
-// (random weights keep every budget at its base, which makes a prefill look cheaper than on real
-// text); `rN` after a plus sets the correction's stride. Medians of --runs runs after a warm-up.
+// Policies: see ParsePolicy. Medians of --runs runs after a warm-up. Decode: sessions that were
+// forked from one, or with --decode_distinct=true that were read one by one and share no page, as
+// many as fit at most.
+//
+// --breakdown=true: after each row, one more run in which every operator is waited for and timed
+// alone; its total over the median without says what the waiting adds.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
-#include <future>
-#include <map>
 #include <memory>
-#include <random>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_split.h"
-#include "engine/engine_factory.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "tests/bench/engine_load.h"
+#include "tests/bench/timed_backend.h"
 
-namespace entropyserve {
+namespace entropyserve::bench {
 namespace {
 
-class WaitingSink final : public EventSink {
- public:
-  void OnAccepted(const AcceptedEvent&) override {}
-  void OnProgress(int64_t, int64_t) override {}
-  void OnTokens(TokensEvent) override { last_token = std::chrono::steady_clock::now(); }
-  void OnFinished(FinishedEvent event) override { done_.set_value(std::move(event)); }
-  FinishedEvent Wait() { return done_.get_future().get(); }
+const Flags kDefaults = {{"model", "synthetic:llama-3.1-8b"},
+                         {"backend", "auto"},
+                         {"dtype", "auto"},
+                         {"lengths", "8192,32768"},
+                         {"policies", "full,fixed1,fixed1+r0,fixed2,fixed3"},
+                         {"decode", "1,8,32"},
+                         {"decode_context", "32768"},
+                         {"decode_kv", "latent,full"},
+                         {"decode_distinct", "false"},
+                         {"runs", "3"},
+                         {"new_tokens", "64"},
+                         {"max_context", "0"},
+                         {"chunk", "0"},
+                         {"step", "0"},
+                         {"threads", "0"},
+                         {"breakdown", "false"}};
 
-  std::chrono::steady_clock::time_point last_token;
-
- private:
-  std::promise<FinishedEvent> done_;
-};
-
-[[noreturn]] void Die(const std::string& message) {
-  std::fprintf(stderr, "engine_bench: %s\n", message.c_str());
-  std::exit(2);
-}
-
-std::map<std::string, std::string> ParseFlags(int argc, char** argv) {
-  std::map<std::string, std::string> flags = {{"model", "synthetic:llama-3.1-8b"},
-                                              {"backend", "auto"},
-                                              {"dtype", "auto"},
-                                              {"lengths", "8192,32768"},
-                                              {"policies", "full,fixed1,fixed1+r0,fixed2,fixed3"},
-                                              {"decode", "1,8,32"},
-                                              {"decode_context", "32768"},
-                                              {"runs", "3"},
-                                              {"new_tokens", "64"},
-                                              {"chunk", "0"},
-                                              {"step", "0"},
-                                              {"threads", "0"}};
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    const size_t equals = arg.find('=');
-    if (!arg.starts_with("--") || equals == std::string::npos ||
-        !flags.count(arg.substr(2, equals - 2))) {
-      std::string known;
-      for (const auto& [name, value] : flags) known += " --" + name + "=" + value;
-      Die("unknown flag " + arg + "; flags and defaults:" + known);
-    }
-    flags[arg.substr(2, equals - 2)] = arg.substr(equals + 1);
-  }
-  return flags;
-}
-
-int64_t ToInt(const std::string& text) {
-  int64_t value = 0;
-  if (!absl::SimpleAtoi(text, &value)) Die("not a number: " + text);
-  return value;
-}
-
-std::vector<std::string> Split(const std::string& text) {
-  return text.empty() ? std::vector<std::string>()
-                      : std::vector<std::string>(absl::StrSplit(text, ','));
-}
-
-PrefillPolicy ParsePolicy(const std::string& text) {
-  const std::vector<std::string> parts = absl::StrSplit(text, '+');
-  PrefillPolicy policy;
-  if (parts[0].starts_with("fixed")) {
-    policy = *PrefillPreset("entropy", "policy");
-    policy.params.budget = BudgetRule::kFixed;
-    policy.params.base *= int32_t(ToInt(parts[0].substr(5)));
-  } else {
-    auto preset = PrefillPreset(parts[0], "policies");
-    if (!preset.ok()) Die(std::string(preset.status().message()));
-    policy = *preset;
-  }
-  for (size_t i = 1; i < parts.size(); ++i) {
-    if (!parts[i].starts_with("r")) Die("unknown part " + parts[i]);
-    policy.params.correction = int32_t(ToInt(parts[i].substr(1)));
-  }
-  return policy;
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
+// How sessions for decoding are read where each is read by itself: what they hold does not depend
+// on it, and it is the cheapest.
+constexpr char kCheapPolicy[] = "fixed1+r0";
 
 class Bench {
  public:
-  explicit Bench(const std::map<std::string, std::string>& flags)
-      : flags_(flags), random_(20261122) {
-    EngineConfig config;
-    config.model_path = flags_.at("model");
-    config.backend = flags_.at("backend");
-    config.dtype = flags_.at("dtype");
-    config.threads = int(ToInt(flags_.at("threads")));
-    config.options.lone_chunk_tokens = ToInt(flags_.at("chunk"));
-    config.options.step_tokens = ToInt(flags_.at("step"));
-    auto loaded = LoadEngine(config);
-    if (!loaded.ok()) Die(loaded.status().ToString());
-    loaded_ = *std::move(loaded);
-    std::printf("%s, %s, %s, %.2fe9 parameters\n", loaded_.config.name.c_str(),
-                loaded_.backend_description.c_str(), Name(loaded_.dtype),
-                double(loaded_.parameters) * 1e-9);
-    if (absl::Status status = loaded_.engine->WarmUp(); !status.ok()) Die(status.ToString());
-  }
+  explicit Bench(const Flags& flags)
+      : flags_(flags), times_(std::make_shared<OperatorTimes>()), load_(Config()) {}
 
   void Prefill() {
     std::printf("%-16s %8s %10s %10s %9s %8s %9s\n", "policy", "tokens", "prefill_s", "tokens/s",
                 "share", "vs_full", "kv_ratio");
-    const int64_t runs = ToInt(flags_.at("runs"));
     for (const std::string& length : Split(flags_.at("lengths"))) {
       double full = 0;
       for (const std::string& name : Split(flags_.at("policies"))) {
-        EngineRequest request = Request(ToInt(length), 20);
+        EngineRequest request = load_.Request(ToInt(length), 20);
         request.prefill = ParsePolicy(name);
         if (request.prefill.params.full) request.kv = *KvPreset("full", "kv");
         std::vector<double> seconds;
         Receipt receipt;
-        for (int64_t run = 0; run <= runs; ++run) {
-          receipt = Run(request).receipt;
+        for (int64_t run = 0; run <= ToInt(flags_.at("runs")); ++run) {
+          receipt = load_.Run(request).receipt;
           if (run > 0) seconds.push_back(receipt.prefill_seconds);
         }
-        const double median = Median(seconds);
+        const double median = Quantile(seconds, 0.5);
         if (request.prefill.params.full) full = median;
         std::printf("%-16s %8ld %10.3f %10.0f %9.3f %8.2f %9.3f\n", name.c_str(),
                     long(request.prompt.size()), median, double(request.prompt.size()) / median,
@@ -148,94 +73,186 @@ class Bench {
                     full > 0 ? full / median : 0.0,
                     double(receipt.kv_bytes_after) / double(receipt.kv_bytes_before));
         std::fflush(stdout);
+        if (!Wanted("breakdown")) continue;
+        times_->TurnOn(true);
+        receipt = load_.Run(request).receipt;
+        PrintTimes(absl::StrCat("Prefill of ", length, " tokens, ", name), Phase::kPrefill,
+                   receipt.prefill_seconds, median);
+        PrintTimes("Its compression", Phase::kCompress, 0, 0);
+        times_->TurnOn(false);
       }
     }
   }
 
-  // N sessions forked from one prompt decode together: the prompt is read once.
   void Decode() {
-    const std::vector<std::string> batches = Split(flags_.at("decode"));
-    if (batches.empty()) return;
+    if (flags_.at("decode").empty()) return;
     std::printf("%-8s %8s %6s %12s %12s\n", "kv", "context", "batch", "ms/step", "tokens/s");
-    for (const char* kv : {"latent", "full"}) {
-      const auto session = loaded_.engine->CreateSession("bench");
-      if (!session.ok()) Die(session.status().ToString());
-      EngineRequest read = Request(ToInt(flags_.at("decode_context")), 0);
-      read.kv = *KvPreset(kv, "kv");
-      read.session_id = session->id;
-      if (const FinishedEvent end = Run(read); !end.status.ok()) Die(end.status.ToString());
-      for (const std::string& batch : batches) DecodeBatch(kv, session->id, ToInt(batch));
-      loaded_.engine->DeleteSession("bench", session->id).IgnoreError();
+    const int64_t context = ToInt(flags_.at("decode_context"));
+    for (const std::string& kv : Split(flags_.at("decode_kv"))) {
+      const auto policy = KvPreset(kv, "decode_kv");
+      if (!policy.ok()) Die(policy.status().ToString());
+      const bool distinct = Wanted("decode_distinct");
+      const SessionInfo first = load_.ReadSession(
+          context, distinct ? ParsePolicy(kCheapPolicy) : PrefillPolicy(), *policy);
+      std::vector<std::string> read = {first.id};
+      std::set<int64_t> done;
+      for (const std::string& text : Split(flags_.at("decode"))) {
+        const int64_t batch = distinct ? std::min(ToInt(text), Fit(first)) : ToInt(text);
+        if (!done.insert(batch).second) continue;
+        while (distinct && int64_t(read.size()) < batch)
+          read.push_back(load_.ReadSession(context, ParsePolicy(kCheapPolicy), *policy).id);
+        DecodeRow(kv, read, batch);
+      }
+      for (const std::string& session : read) load_.Delete(session);
     }
   }
 
  private:
-  EngineRequest Request(int64_t tokens, int64_t max_new) {
-    EngineRequest request;
-    request.owner = "bench";
-    std::uniform_int_distribution<int32_t> id(0, loaded_.config.vocab - 1);
-    for (int64_t i = 0; i < tokens; ++i) request.prompt.push_back(id(random_));
-    request.sampling.temperature = 0;
-    request.sampling.ignore_eos = true;
-    request.sampling.max_new_tokens = max_new;
-    return request;
-  }
-
-  FinishedEvent Run(const EngineRequest& request) {
-    auto sink = std::make_shared<WaitingSink>();
-    if (auto id = loaded_.engine->Submit(request, sink); !id.ok()) Die(id.status().ToString());
-    FinishedEvent end = sink->Wait();
-    if (!end.status.ok()) Die(end.status.ToString());
-    return end;
-  }
-
-  void DecodeBatch(const char* kv, const std::string& session, int64_t batch) {
-    std::vector<std::string> forks;
-    std::vector<std::shared_ptr<WaitingSink>> sinks;
-    for (int64_t i = 0; i < batch; ++i) {
-      auto fork = loaded_.engine->ForkSession("bench", session);
-      if (!fork.ok()) Die(fork.status().ToString());
-      forks.push_back(fork->id);
+  EngineConfig Config() const {
+    EngineConfig config;
+    config.model_path = flags_.at("model");
+    config.backend = flags_.at("backend");
+    config.dtype = flags_.at("dtype");
+    config.threads = int(ToInt(flags_.at("threads")));
+    config.options.max_context = ToInt(flags_.at("max_context"));
+    config.options.lone_chunk_tokens = ToInt(flags_.at("chunk"));
+    config.options.step_tokens = ToInt(flags_.at("step"));
+    if (Wanted("breakdown")) {
+      config.wrap_backend = [times = times_](std::unique_ptr<Backend> backend) {
+        return MakeTimedBackend(std::move(backend), times);
+      };
     }
-    const int64_t tokens = ToInt(flags_.at("new_tokens"));
-    bool fits = true;
-    for (const std::string& fork : forks) {
-      EngineRequest request = Request(8, tokens);
-      request.session_id = fork;
+    return config;
+  }
+
+  bool Wanted(const std::string& flag) const {
+    const std::string& value = flags_.at(flag);
+    if (value != "true" && value != "false") Die("--" + flag + ": neither true nor false");
+    return value == "true";
+  }
+
+  // Sessions like `one` that fit beside each other while the last of them is being read, which
+  // takes its uncompressed cache and block bounds as well.
+  int64_t Fit(const SessionInfo& one) {
+    const EngineStats stats = load_.engine().Stats();
+    const ModelConfig& c = load_.loaded().config;
+    const double pool = double(stats.pages_total) * double(stats.page_bytes);
+    const double whole = 2.0 * double(one.positions) * c.layers * c.kv_heads * c.head_dim *
+                         double(SizeOf(load_.loaded().dtype));
+    constexpr double kWhileReading = 1.2;
+    return std::max<int64_t>(1, 1 + int64_t((pool - kWhileReading * whole) / double(one.kv_bytes)));
+  }
+
+  // Receipts of sequences that decode together: in forks of the one session that was read, or in
+  // the sessions themselves, which then are that much longer (a fork is charged as if it shared
+  // nothing, so that forks beside them would not fit).
+  std::vector<Receipt> DecodeTogether(const std::string& kv, const std::vector<std::string>& read,
+                                      int64_t batch) {
+    std::vector<std::string> sessions = read;
+    std::vector<std::shared_ptr<TimingSink>> sinks;
+    sessions.resize(size_t(batch));
+    const bool forked = !Wanted("decode_distinct");
+    for (std::string& session : sessions) {
+      if (forked) session = load_.Fork(read[0]);
+    }
+    for (const std::string& session : sessions) {
+      EngineRequest request = load_.Request(8, ToInt(flags_.at("new_tokens")));
+      request.session_id = session;
       request.kv = *KvPreset(kv, "kv");
-      sinks.push_back(std::make_shared<WaitingSink>());
-      if (!loaded_.engine->Submit(request, sinks.back()).ok()) Die("submit failed");
+      sinks.push_back(load_.Start(request));
     }
-    // Whole steps of the batch: what the slowest sequence took after its prefill.
-    std::vector<double> ms;
+    std::vector<Receipt> receipts;
     for (auto& sink : sinks) {
       const FinishedEvent end = sink->Wait();
-      fits = fits && end.status.ok();
-      ms.push_back(end.receipt.decode_seconds * 1e3 / double(tokens - 1));
+      if (end.status.ok()) receipts.push_back(end.receipt);
     }
-    if (fits) {
-      const double step = Median(ms);
-      std::printf("%-8s %8s %6ld %12.3f %12.1f\n", kv, flags_.at("decode_context").c_str(),
-                  long(batch), step, double(batch) * 1e3 / step);
-    } else {
-      std::printf("%-8s %8s %6ld does not fit\n", kv, flags_.at("decode_context").c_str(),
-                  long(batch));
+    for (const std::string& session : sessions) {
+      if (forked) load_.Delete(session);
     }
-    std::fflush(stdout);
-    for (const std::string& fork : forks)
-      loaded_.engine->DeleteSession("bench", fork).IgnoreError();
+    return receipts;
   }
 
-  const std::map<std::string, std::string> flags_;
-  std::mt19937 random_;
-  LoadedEngine loaded_;
+  void DecodeRow(const std::string& kv, const std::vector<std::string>& read, int64_t batch) {
+    const std::vector<Receipt> receipts = DecodeTogether(kv, read, batch);
+    std::printf("%-8s %8s %6ld ", kv.c_str(), flags_.at("decode_context").c_str(), long(batch));
+    if (int64_t(receipts.size()) < batch) {
+      std::printf("does not fit\n");
+      return;
+    }
+    const double step = MedianDecode(receipts) / double(ToInt(flags_.at("new_tokens")) - 1);
+    std::printf("%12.3f %12.1f\n", step * 1e3, double(batch) / step);
+    std::fflush(stdout);
+    if (!Wanted("breakdown")) return;
+    times_->TurnOn(true);
+    const double timed = MedianDecode(DecodeTogether(kv, read, batch));
+    PrintTimes(absl::StrCat("Decode, ", kv, ", ", batch, " sequences"), Phase::kDecode, timed,
+               MedianDecode(receipts));
+    times_->TurnOn(false);
+  }
+
+  static double MedianDecode(const std::vector<Receipt>& receipts) {
+    std::vector<double> seconds;
+    for (const Receipt& receipt : receipts) seconds.push_back(receipt.decode_seconds);
+    return Quantile(seconds, 0.5);
+  }
+
+  // A linear's name by its shape; any other name as it is.
+  std::string OperatorName(const std::string& name) const {
+    const ModelConfig& c = load_.loaded().config;
+    const auto linear = [](int64_t rows, int64_t cols) {
+      return absl::StrCat("linear ", rows, "x", cols);
+    };
+    const int64_t q = int64_t{c.heads} * c.head_dim, kv = int64_t{c.kv_heads} * c.head_dim;
+    if (name == linear(q + 2 * kv, c.hidden)) return "linear qkv";
+    if (name == linear(c.hidden, q)) return c.ffn == q ? "linear o, down" : "linear o";
+    if (name == linear(2 * int64_t{c.ffn}, c.hidden)) return "linear gate_up";
+    if (name == linear(c.hidden, c.ffn)) return "linear down";
+    if (name == linear(c.vocab, c.hidden)) return "linear logits";
+    return name;
+  }
+
+  // timed: the receipt's seconds of the run that was timed, whose rest no operator has; 0: none.
+  void PrintTimes(const std::string& title, Phase phase, double timed, double without) const {
+    std::vector<std::pair<std::string, OperatorTime>> rows;
+    double sum = 0;
+    for (const auto& [name, time] : times_->Get(phase)) {
+      rows.emplace_back(OperatorName(name), time);
+      sum += time.seconds;
+    }
+    if (rows.empty()) return;
+    std::sort(rows.begin(), rows.end(),
+              [](const auto& a, const auto& b) { return a.second.seconds > b.second.seconds; });
+    const double total = std::max(timed, sum);
+    if (timed > sum) rows.push_back({"rest", {.seconds = timed - sum}});
+    Table table({"operator", "calls", "ms", "share", "TFLOP/s", "GB/s of weights"});
+    for (const auto& [name, t] : rows) {
+      const bool linear = t.flops > 0;
+      table.Add({name, t.calls > 0 ? absl::StrCat(t.calls) : "",
+                 absl::StrFormat("%.2f", t.seconds * 1e3),
+                 absl::StrFormat("%.1f %%", 100 * t.seconds / total),
+                 linear ? absl::StrFormat("%.2f", t.flops / t.seconds * 1e-12) : "",
+                 linear ? absl::StrFormat("%.0f", t.bytes / t.seconds * 1e-9) : ""});
+    }
+    std::string note;
+    if (without > 0) {
+      note =
+          absl::StrFormat(": %.3f s timed, %.3f s without (%.2f)", timed, without, timed / without);
+    }
+    table.Print(title + note);
+    std::printf("\n");
+  }
+
+  const Flags flags_;
+  const std::shared_ptr<OperatorTimes> times_;
+  EngineLoad load_;
 };
 
 }  // namespace
-}  // namespace entropyserve
+}  // namespace entropyserve::bench
 
 int main(int argc, char** argv) {
-  entropyserve::Bench bench(entropyserve::ParseFlags(argc, argv));
+  using namespace entropyserve::bench;
+  Bench bench(ParseFlags(argc, argv, kDefaults));
   bench.Prefill();
   bench.Decode();
   return 0;
