@@ -380,6 +380,22 @@ void TraceToProto(const Trace& trace, int layer, v1::GenerateEvent* proto) {
   }
 }
 
+namespace {
+
+v1::Session::Tier ToProto(SessionTier tier) {
+  switch (tier) {
+    case SessionTier::kDevice:
+      return v1::Session::TIER_DEVICE;
+    case SessionTier::kHost:
+      return v1::Session::TIER_HOST;
+    case SessionTier::kDisk:
+      return v1::Session::TIER_DISK;
+  }
+  return v1::Session::TIER_UNSPECIFIED;
+}
+
+}  // namespace
+
 void SessionToProto(const SessionInfo& info, v1::Session* proto) {
   proto->set_id(info.id);
   proto->set_positions(info.positions);
@@ -389,7 +405,7 @@ void SessionToProto(const SessionInfo& info, v1::Session* proto) {
   proto->set_busy(info.busy);
   proto->set_idle_seconds(info.idle_seconds);
   proto->set_kv_policy(info.kv_policy);
-  proto->set_tier(v1::Session::TIER_DEVICE);
+  proto->set_tier(ToProto(info.tier));
 }
 
 void ModelToProto(const ServedModel& model, v1::GetModelResponse* proto) {

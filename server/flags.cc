@@ -1,6 +1,9 @@
 #include "server/flags.h"
 
+#include <unistd.h>
+
 #include <cmath>
+#include <filesystem>
 #include <limits>
 
 #include "absl/strings/match.h"
@@ -104,6 +107,41 @@ void AddEngineFlags(FlagSet* set, ServerFlags* flags) {
            "longest prompt of prefill policy entropy_paper");
 }
 
+void AddSessionFlags(FlagSet* set, ServerFlags* flags) {
+  set->Section("Idle sessions");
+  set->Add("session-ttl-seconds", &flags->session_ttl_seconds,
+           "drop a session that nobody has used for this long; 0: never");
+  set->AddBytes("session-device-bytes", &flags->session_device_bytes,
+                "KV cache that idle sessions may hold; 0: what requests leave free");
+  set->AddBytes("session-host-bytes", &flags->session_host_bytes,
+                "memory for sessions that had to leave the KV cache; 0: none");
+  set->Add("session-dir", &flags->session_dir,
+           "folder for sessions that had to leave memory, and for all of them at shutdown; servers "
+           "of one model may share it; empty: none");
+  set->AddBytes("session-dir-bytes", &flags->session_dir_bytes,
+                "bytes of files in --session-dir; 0: no limit");
+}
+
+absl::Status ValidateSessions(const ServerFlags& flags) {
+  RETURN_IF_ERROR(Require(flags.session_ttl_seconds == 0 || InSeconds(flags.session_ttl_seconds, 1),
+                          "session-ttl-seconds", "expected 0, or seconds from 1 on"));
+  const std::pair<const char*, int64_t> bytes[] = {
+      {"session-device-bytes", flags.session_device_bytes},
+      {"session-host-bytes", flags.session_host_bytes},
+      {"session-dir-bytes", flags.session_dir_bytes}};
+  for (const auto& [flag, value] : bytes) {
+    RETURN_IF_ERROR(Require(value >= 0, flag, "expected 0 or more"));
+  }
+  RETURN_IF_ERROR(Require(flags.session_dir_bytes == 0 || !flags.session_dir.empty(),
+                          "session-dir-bytes", "needs --session-dir"));
+  if (flags.session_dir.empty()) return absl::OkStatus();
+  std::error_code error;
+  RETURN_IF_ERROR(Require(std::filesystem::is_directory(flags.session_dir, error), "session-dir",
+                          "not a folder; make it first"));
+  return Require(access(flags.session_dir.c_str(), R_OK | W_OK | X_OK) == 0, "session-dir",
+                 "the server may not write into this folder");
+}
+
 absl::Status ValidateNetwork(const ServerFlags& flags) {
   RETURN_IF_ERROR(CheckAddress(flags.listen, "listen", false));
   RETURN_IF_ERROR(CheckAddress(flags.metrics_listen, "metrics-listen", true));
@@ -194,6 +232,7 @@ FlagSet MakeServerFlagSet(ServerFlags* flags) {
   AddNetworkFlags(&set, flags);
   AddQueueFlags(&set, flags);
   AddEngineFlags(&set, flags);
+  AddSessionFlags(&set, flags);
   set.Section("Defaults of requests");
   v1::Policy shown;
   PolicyToProto(PrefillPolicy(), KvPolicy(), &shown);
@@ -214,6 +253,7 @@ absl::Status Validate(const ServerFlags& flags) {
                           "required: a .gguf file, or a folder with config.json and safetensors"));
   RETURN_IF_ERROR(ValidateNetwork(flags));
   RETURN_IF_ERROR(ValidateCounts(flags));
+  RETURN_IF_ERROR(ValidateSessions(flags));
   return ValidateSeconds(flags);
 }
 

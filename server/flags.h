@@ -63,6 +63,13 @@ struct ServerFlags {
   int64_t lone_chunk_tokens = 0;
   int64_t max_whole_prompt_tokens = 32768;
 
+  // Idle sessions.
+  double session_ttl_seconds = 0;
+  int64_t session_device_bytes = 0;
+  int64_t session_host_bytes = int64_t{1} << 30;  // a few conversations of a large model
+  std::string session_dir;
+  int64_t session_dir_bytes = 0;
+
   // Defaults of requests.
   v1::Policy policy;
   std::optional<int64_t> seed;
@@ -77,7 +84,7 @@ struct ServerFlags {
 FlagSet MakeServerFlagSet(ServerFlags* flags);
 
 // INVALID_ARGUMENT names the flag: --model missing, a number out of range, a public address without
-// auth.
+// auth, a --session-dir that cannot be written to.
 absl::Status Validate(const ServerFlags& flags);
 
 // True when only this machine can reach `address` ("127.0.0.1:50051", "[::1]:1", "localhost:1",

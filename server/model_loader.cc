@@ -29,6 +29,11 @@ EngineConfig ToEngineConfig(const ServerFlags& flags) {
   config.options.step_tokens = flags.step_tokens;
   config.options.lone_chunk_tokens = flags.lone_chunk_tokens;
   config.options.max_whole_prompt_tokens = flags.max_whole_prompt_tokens;
+  config.options.session_ttl_seconds = flags.session_ttl_seconds;
+  config.options.session_device_bytes = flags.session_device_bytes;
+  config.options.session_host_bytes = flags.session_host_bytes;
+  config.options.session_dir = flags.session_dir;
+  config.options.session_dir_bytes = flags.session_dir_bytes;
   return config;
 }
 

@@ -174,6 +174,11 @@ TEST(ServerFlagsTest, WrongValuesNameTheFlag) {
       {{"--model=m", "--max-key-queue-tokens=-1"}, "--max-key-queue-tokens:"},
       {{"--model=m", "--max-key-session-bytes=-1"}, "--max-key-session-bytes:"},
       {{"--model=m", "--max-key-streams=-1"}, "--max-key-streams:"},
+      {{"--model=m", "--session-ttl-seconds=0.5"}, "--session-ttl-seconds:"},
+      {{"--model=m", "--session-device-bytes=-1"}, "--session-device-bytes:"},
+      {{"--model=m", "--session-host-bytes=-1"}, "--session-host-bytes:"},
+      {{"--model=m", "--session-dir-bytes=1G"}, "--session-dir-bytes: needs --session-dir"},
+      {{"--model=m", "--session-dir=/dev/null"}, "--session-dir: not a folder"},
   };
   for (const auto& [args, prefix] : cases) {
     ServerFlags flags;
