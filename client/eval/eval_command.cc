@@ -1,15 +1,17 @@
-// entropyserve-client eval: what policies cost, on generated tasks with known answers.
+// entropyserve-client eval: what policies cost, on generated tasks with known answers and on text.
 #include <unistd.h>
 
 #include <chrono>
 #include <cstdio>
+#include <fstream>
 #include <string>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "client/command.h"
+#include "client/eval/compare_runner.h"
+#include "client/eval/page.h"
 #include "client/eval/policy_spec.h"
 #include "client/eval/record.h"
 #include "client/eval/report.h"
@@ -21,20 +23,25 @@ namespace {
 
 constexpr char kUsage[] =
     "entropyserve-client eval [flags]\n"
-    "Measures what policies cost on your model: generated tasks with known answers, each prompt "
-    "under every policy,\n"
-    "with scores, intervals, paired differences to dense attention, attention computed, cache kept "
-    "and seconds.\n";
+    "Measures what policies cost on your model. Without --text: generated tasks with known "
+    "answers, "
+    "each prompt under\n"
+    "every policy, with scores, intervals and paired differences to dense attention. With "
+    "--text=FILE: how far the\n"
+    "predictions on that text lie from dense attention's (the server wants --allow-compare). Both "
+    "with attention\n"
+    "computed, cache kept and seconds.\n";
 
 struct EvalFlags {
   ConnectionFlags connection;
   std::string policies = "full+full,entropy+latent,coverage+latent";
-  std::string tasks = "ruler,passkey,kv_retrieval,qa_facts", lengths = "4K", haystack;
-  std::string format = "auto", output;
+  std::string tasks, lengths = "4K", haystack, text, sweep_kv = "full";
+  std::string format = "auto", output, html;
+  int64_t windows = 8, score = 256, decode = 128;
   int prompts = 20, concurrency = 1, answer_limit = 0;
   int64_t seed = 1;
   double minutes = 0;
-  bool resume = false, list_tasks = false;
+  bool resume = false, list_tasks = false, sweep = false;
 };
 
 void AddFlags(FlagSet* set, EvalFlags* flags) {
@@ -42,13 +49,18 @@ void AddFlags(FlagSet* set, EvalFlags* flags) {
   set->Add(
       "policies", &flags->policies,
       "PREFILL+KV pairs, e.g. full+full,entropy:base=1024:dense_prefix=1024+latent:budget=1024; "
-      "keys as in generate's flags");
+      "keys as in generate's flags; correction=0|32 stands for one policy each");
+  set->Add("sweep", &flags->sweep,
+           "add a grid of estimators, budgets, corrections, dense prefixes and segment sizes");
+  set->Add("sweep-kv", &flags->sweep_kv, "the grid's other half");
+  set->Add("lengths", &flags->lengths,
+           "tokens of prompt and answer, or of a window of --text, e.g. 4K,32K");
   set->Section("Tasks");
   set->Add("tasks", &flags->tasks,
-           "names, ruler or all; with /hidden (question after the text was compressed), /forked "
+           "names, ruler or all; empty: a choice of them, none with --text; with /hidden (question "
+           "after the text was compressed), /forked "
            "(one reading for all KV policies) or /turns (further questions)");
   set->Add("list-tasks", &flags->list_tasks, "print the tasks and stop; asks no server");
-  set->Add("lengths", &flags->lengths, "tokens of prompt and answer, e.g. 4K,32K");
   set->Add("n", &flags->prompts, "prompts of each task and length");
   set->Add("seed", &flags->seed, "the same seed gives the same prompts");
   set->Add("haystack", &flags->haystack,
@@ -57,6 +69,12 @@ void AddFlags(FlagSet* set, EvalFlags* flags) {
                  "with the model's chat template or plain; auto: chat where it has one");
   set->Add("answer-tokens", &flags->answer_limit,
            "score at most this many tokens of an answer; 0: the task's own number");
+  set->Section("Text");
+  set->Add("text", &flags->text, "compare policies with full+full on this text");
+  set->Add("windows", &flags->windows, "parts of the text, at most");
+  set->Add("decode", &flags->decode,
+           "last tokens of a window, fed one at a time as if they were the answer");
+  set->Add("score", &flags->score, "tokens before those that are compared, too");
   set->Section("Run");
   set->Add("concurrency", &flags->concurrency,
            "prompts at the same time; seconds are a lone prompt's at 1 only");
@@ -65,6 +83,7 @@ void AddFlags(FlagSet* set, EvalFlags* flags) {
   set->Add("output", &flags->output, "write one JSON object per prompt and policy here");
   set->Add("resume", &flags->resume,
            "go on where --output ends: measures only what it lacks, reports all of it");
+  set->Add("html", &flags->html, "write a page with plots here");
   AddConnectionFlags(set, &flags->connection);
 }
 
@@ -94,6 +113,10 @@ absl::Status CheckFlags(const EvalFlags& flags) {
     return absl::InvalidArgumentError("--concurrency: expected 1 to 256");
   }
   if (flags.answer_limit < 0) return absl::InvalidArgumentError("--answer-tokens: expected >= 0");
+  if (flags.windows < 1) return absl::InvalidArgumentError("--windows: expected at least 1");
+  if (flags.decode < 0 || flags.score < 0 || flags.decode + flags.score < 1) {
+    return absl::InvalidArgumentError("--decode, --score: expected >= 0 and one of them above");
+  }
   if (flags.minutes < 0) return absl::InvalidArgumentError("--minutes: expected >= 0");
   if (flags.resume && flags.output.empty()) {
     return absl::InvalidArgumentError("--resume: name the file with --output");
@@ -101,13 +124,21 @@ absl::Status CheckFlags(const EvalFlags& flags) {
   return absl::OkStatus();
 }
 
+constexpr char kDefaultTasks[] = "ruler,passkey,kv_retrieval,qa_facts";
+
 // What the command line means.
 absl::StatusOr<TaskRun> MakeRun(const EvalFlags& flags, const Haystack* haystack) {
   RETURN_IF_ERROR(CheckFlags(flags));
   TaskRun run;
   ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(flags.lengths));
-  ASSIGN_OR_RETURN(run.jobs, ParseTasks(flags.tasks, lengths));
-  ASSIGN_OR_RETURN(run.policies, ParsePolicySpecs(flags.policies));
+  if (flags.text.empty() || !flags.tasks.empty()) {
+    ASSIGN_OR_RETURN(run.jobs,
+                     ParseTasks(flags.tasks.empty() ? kDefaultTasks : flags.tasks, lengths));
+  }
+  ASSIGN_OR_RETURN(run.policies,
+                   ParsePolicySpecs(flags.sweep ? absl::StrCat(flags.policies, ",",
+                                                               SweepPolicies(flags.sweep_kv))
+                                                : flags.policies));
   run.seed = static_cast<uint64_t>(flags.seed);
   run.prompts = flags.prompts;
   run.answer_limit = flags.answer_limit;
@@ -129,11 +160,12 @@ absl::Status Meet(Client* client, const EvalFlags& flags, TaskRun* run) {
   run->server = ServerName(run->model, server);
   const bool has_template = !run->model.chat_template().empty();
   run->chat = flags.format == "chat" || (flags.format == "auto" && has_template);
-  for (const TaskJob& job : run->jobs) {
-    if (job.length > run->model.context_tokens()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--lengths: ", job.length, " is more than the ", run->model.context_tokens(),
-                       " tokens that this server takes"));
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(flags.lengths));
+  for (const int64_t length : lengths) {
+    if (length > run->model.context_tokens()) {
+      return absl::InvalidArgumentError(absl::StrCat("--lengths: ", length, " is more than the ",
+                                                     run->model.context_tokens(),
+                                                     " tokens that this server takes"));
     }
   }
   return absl::OkStatus();
@@ -142,21 +174,88 @@ absl::Status Meet(Client* client, const EvalFlags& flags, TaskRun* run) {
 // Progress on a terminal's stderr.
 std::function<void(int, int)> Progress() {
   if (isatty(STDERR_FILENO) == 0) return {};
-  return [](int done, int all) {
-    std::fprintf(stderr, "\r%d of %d prompts%s", done, all, done == all ? "\n" : "");
-  };
+  return [](int done, int all) { std::fprintf(stderr, "\r%d of %d", done, all); };
 }
 
-void PrintTasks(const TaskRun& run, const std::vector<TaskRecord>& records) {
-  std::printf("%s\n\n", run.server.c_str());
-  std::printf("%s\n", TaskTable(TaskCells(records)).c_str());
-  std::printf(
-      "n: prompts. Intervals: 95 %%, Wilson's score interval; differences over the same prompts, "
-      "Newcombe's paired\n"
-      "interval. attention: executed of dense attention FLOPs of the prefill. kv kept: bytes after "
-      "compression.\n"
-      "compressed: how many prompts' caches were. prefill s: mean, at concurrency %d.\n",
-      run.concurrency);
+// The text's windows at one length, from the server's tokenizer.
+absl::StatusOr<CompareRun> MakeCompare(const EvalFlags& flags, const TaskRun& run, int64_t length,
+                                       Client* client) {
+  ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
+  v1::TokenizeRequest request;
+  request.set_text(text);
+  request.set_add_bos(true);
+  ASSIGN_OR_RETURN(const v1::TokenizeResponse ids, client->Tokenize(request, run.call));
+  CompareRun compare;
+  compare.text = Haystack(flags.text.substr(flags.text.rfind('/') + 1), text).name();
+  ASSIGN_OR_RETURN(compare.windows, CutWindows({ids.ids().begin(), ids.ids().end()},
+                                               run.model.bos_token_id(), length, flags.windows));
+  if (flags.decode + 2 > length) {
+    return absl::InvalidArgumentError("--decode: it is no part of a window of --lengths");
+  }
+  compare.policies = run.policies;
+  compare.score = flags.score;
+  compare.decode = flags.decode;
+  compare.server = run.server;
+  compare.call = run.call;
+  compare.out_of_time = run.out_of_time;
+  compare.on_window = run.on_prompt;
+  return compare;
+}
+
+absl::Status RunText(const EvalFlags& flags, const TaskRun& run, Client* client,
+                     RecordFile* records) {
+  if (flags.text.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lengths, ParseLengths(flags.lengths));
+  for (const int64_t length : lengths) {
+    ASSIGN_OR_RETURN(const CompareRun compare, MakeCompare(flags, run, length, client));
+    RETURN_IF_ERROR(RunCompare(client, compare, records));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<std::string> TaskNotes(int concurrency) {
+  return {absl::StrCat(
+      "n: prompts. Intervals are at 95 %: Wilson's score interval, and Newcombe's paired interval "
+      "for differences, over the prompts that both policies answered. attention: executed of dense "
+      "attention FLOPs of the prefill. kv kept: bytes after compression. compressed: how many "
+      "prompts' caches were. prefill s: mean; this run had ",
+      concurrency, concurrency == 1 ? " prompt" : " prompts", " at a time.")};
+}
+
+std::vector<std::string> TextNotes() {
+  return {
+      "n: windows. KL(full || policy) in nats, mean over windows, with a percentile bootstrap's "
+      "95 % interval over them. decoded: the window's last tokens, fed one at a time, so that the "
+      "KV policy has acted and nothing is seen ahead of its time. prompt: positions before them; a "
+      "sparse segment is selected by all of its tokens, so these see ahead inside it.",
+      "front: A, S: nothing here diverges less at no more attention, or at no more seconds."};
+}
+
+absl::Status WriteHtml(const std::string& path, const std::string& page) {
+  if (path.empty()) return absl::OkStatus();
+  std::ofstream file(path, std::ios::binary);
+  file << page;
+  file.close();
+  return file ? absl::OkStatus() : absl::NotFoundError(absl::StrCat("--html: cannot write ", path));
+}
+
+// Everything that the file holds, this run's and earlier ones'.
+absl::Status Show(const EvalFlags& flags, const TaskRun& run, const RecordFile& records) {
+  const std::vector<TaskCell> tasks = TaskCells(records.task_records());
+  const std::vector<CompareCell> compares = CompareCells(records.compare_records());
+  std::vector<std::string> notes;
+  std::printf("%s\n", run.server.c_str());
+  const auto show = [&notes](const std::string& table, std::vector<std::string> more) {
+    std::printf("\n%s\n", table.c_str());
+    for (std::string& note : more) {
+      std::printf("%s\n", note.c_str());
+      notes.push_back(std::move(note));
+    }
+  };
+  if (!tasks.empty()) show(TaskTable(tasks), TaskNotes(run.concurrency));
+  if (!compares.empty()) show(CompareTable(compares), TextNotes());
+  if (tasks.empty() && compares.empty()) std::printf("nothing was measured\n");
+  return WriteHtml(flags.html, EvalPage(run.server, notes, tasks, compares));
 }
 
 int RunIt(const EvalFlags& flags, TaskRun* run, Client* client, CancelToken* cancel) {
@@ -166,14 +265,16 @@ int RunIt(const EvalFlags& flags, TaskRun* run, Client* client, CancelToken* can
       RecordFile::Open(flags.output, flags.resume, run->server);
   if (!records.ok()) return ReportUsage(std::string(records.status().message()));
   status = RunTasks(client, *run, records->get());
+  if (status.ok()) status = RunText(flags, *run, client, records->get());
   if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\n");
-  PrintTasks(*run, (*records)->task_records());
+  const absl::Status shown = Show(flags, *run, **records);
   if (cancel->cancelled()) return kExitInterrupted;
   if (!status.ok() && !flags.output.empty()) {
     std::fprintf(stderr, "entropyserve-client: the run ended early; --resume goes on from %s\n",
                  flags.output.c_str());
   }
-  return Report(status);
+  if (!status.ok()) return Report(status);
+  return shown.ok() ? kExitOk : ReportUsage(std::string(shown.message()));
 }
 
 }  // namespace

@@ -28,6 +28,23 @@ absl::Status AddHalf(absl::string_view text, const char* kind, std::vector<std::
   return absl::OkStatus();
 }
 
+// Every choice of one alternative in every place; places are what ":", "=" and "+" divide.
+std::vector<std::string> Alternatives(const std::string& text) {
+  std::vector<std::string> names = {""};
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find_first_of(":=+", begin), text.size());
+    std::vector<std::string> longer;
+    for (const std::string& name : names) {
+      for (const auto choice : absl::StrSplit(text.substr(begin, end - begin), '|')) {
+        longer.push_back(absl::StrCat(name, choice, text.substr(end, 1)));
+      }
+    }
+    names = std::move(longer);
+    begin = end + 1;
+  }
+  return names;
+}
+
 }  // namespace
 
 absl::StatusOr<PolicySpec> ParsePolicySpec(std::string_view text) {
@@ -55,14 +72,36 @@ absl::StatusOr<PolicySpec> ParsePolicySpec(std::string_view text) {
 absl::StatusOr<std::vector<PolicySpec>> ParsePolicySpecs(std::string_view text) {
   std::vector<PolicySpec> specs;
   for (const auto part : absl::StrSplit(absl::string_view(text.data(), text.size()), ',')) {
-    ASSIGN_OR_RETURN(PolicySpec spec, ParsePolicySpec({part.data(), part.size()}));
-    if (std::any_of(specs.begin(), specs.end(),
-                    [&spec](const PolicySpec& other) { return other.name == spec.name; })) {
-      return absl::InvalidArgumentError(absl::StrCat("policy \"", spec.name, "\" is named twice"));
+    for (const std::string& name : Alternatives(std::string(part))) {
+      ASSIGN_OR_RETURN(PolicySpec spec, ParsePolicySpec(name));
+      const bool known = std::any_of(specs.begin(), specs.end(), [&spec](const PolicySpec& other) {
+        return other.name == spec.name;
+      });
+      if (!known) specs.push_back(std::move(spec));
     }
-    specs.push_back(std::move(spec));
   }
   return specs;
+}
+
+std::string SweepPolicies(std::string_view kv) {
+  constexpr const char* kPrefills[] = {
+      "entropy:dense_prefix=1024:base=1024|2048|4096:correction=0|32",
+      "entropy:dense_prefix=1024:budget=fixed:base=1024|2048|4096:correction=0|32",
+      "entropy:dense_prefix=1024:budget=coverage:coverage=0.8|0.95",
+      "coverage:dense_prefix=1024:coverage=0.8|0.9|0.95|0.98:correction=0|32",
+      "coverage:dense_prefix=1024:budget=fixed:base=1024|2048:correction=0|32",
+      "coverage:dense_prefix=1024:budget=entropy:base=1024|2048:correction=0|32",
+      "entropy|coverage:dense_prefix=1024:correction=64|128",
+      "entropy|coverage:dense_prefix=0|4096",
+      "entropy|coverage:dense_prefix=1024:segment_tokens=256|1024",
+      "critiprefill:dense_prefix=1024:base=1024|2048",
+  };
+  std::string list;
+  for (const char* prefill : kPrefills) {
+    absl::StrAppend(&list, list.empty() ? "" : ",", prefill, "+",
+                    absl::string_view(kv.data(), kv.size()));
+  }
+  return list;
 }
 
 }  // namespace entropyserve

@@ -21,7 +21,14 @@ struct PolicySpec {
 // "+KV": kv "full". INVALID_ARGUMENT: a wrong key or value. Presets are the server's to check.
 absl::StatusOr<PolicySpec> ParsePolicySpec(std::string_view text);
 
-// Of a comma-separated list. INVALID_ARGUMENT: also one that is empty or names a policy twice.
+// Of a comma-separated list. "|" between alternatives, anywhere in a name or value, stands for one
+// policy each: "entropy|coverage:correction=0|32+full" is four. A policy that occurs again is left
+// out. INVALID_ARGUMENT: also an empty one.
 absl::StatusOr<std::vector<PolicySpec>> ParsePolicySpecs(std::string_view text);
+
+// What --sweep walks, as such a list with `kv` as the other half: every estimator with every budget
+// rule and several sizes, strides of the correction, dense prefixes and segment sizes. Everything
+// but the dense prefixes themselves is measured behind one of 1024 tokens.
+std::string SweepPolicies(std::string_view kv);
 
 }  // namespace entropyserve

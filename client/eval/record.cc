@@ -54,6 +54,7 @@ void VisitCompare(Record& r, Visit visit) {
   visit("policy", r.policy);
   visit("length", r.length);
   visit("window", r.window);
+  visit("windows", r.windows);
   visit("score", r.score);
   visit("decode", r.decode);
   const auto part = [&visit](const std::string& name, auto& p) {
@@ -92,7 +93,7 @@ std::string KeyOf(const TaskRecord& r) {
 
 std::string KeyOf(const CompareRecord& r) {
   return absl::StrCat("compare\n", r.server, "\n", r.text, "\n", r.policy, "\n", r.length, " ",
-                      r.window, " ", r.score, " ", r.decode);
+                      r.window, " ", r.windows, " ", r.score, " ", r.decode);
 }
 
 std::string ToJsonLine(const TaskRecord& record) {

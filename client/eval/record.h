@@ -48,9 +48,9 @@ struct ComparedPart {
 
 // One window of a text under a policy and under the reference.
 struct CompareRecord {
-  std::string server, text, policy;  // text: its file's name and a hash
-  int64_t length = 0, window = 0;    // tokens; number
-  int64_t score = 0, decode = 0;     // positions asked for
+  std::string server, text, policy;             // text: its file's name and a hash
+  int64_t length = 0, window = 0, windows = 0;  // tokens; number, of how many: they set its place
+  int64_t score = 0, decode = 0;                // positions asked for
   ComparedPart prompt, decoded;
   double flops_executed = 0, flops_dense = 0;
   double prefill_seconds = 0, full_seconds = 0;  // of the policy and of the reference

@@ -1,6 +1,7 @@
 #include "client/eval/report.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <tuple>
@@ -53,6 +54,69 @@ TaskCell MakeCell(const std::vector<const TaskRecord*>& records,
   return cell;
 }
 
+CompareCell::Part MakePart(const std::vector<const CompareRecord*>& records,
+                           const ComparedPart CompareRecord::*member) {
+  CompareCell::Part part;
+  std::vector<double> kl, top1, nll_a, nll_b;
+  for (const CompareRecord* r : records) {
+    const ComparedPart& p = r->*member;
+    if (p.n == 0) continue;
+    part.positions += p.n;
+    kl.push_back(p.kl);
+    top1.push_back(p.top1);
+    nll_a.push_back(p.nll_a);
+    nll_b.push_back(p.nll_b);
+  }
+  part.kl = Mean(kl);
+  part.top1 = Mean(top1);
+  part.kl_interval = Bootstrap(kl);
+  part.top1_interval = Bootstrap(top1);
+  part.perplexity_full = std::exp(Mean(nll_a));
+  part.perplexity = std::exp(Mean(nll_b));
+  return part;
+}
+
+CompareCell MakeCell(const std::vector<const CompareRecord*>& records) {
+  CompareCell cell;
+  cell.n = static_cast<int>(records.size());
+  cell.prompt = MakePart(records, &CompareRecord::prompt);
+  cell.decoded = MakePart(records, &CompareRecord::decoded);
+  double executed = 0, dense = 0;
+  for (const CompareRecord* r : records) {
+    executed += r->flops_executed;
+    dense += r->flops_dense;
+    cell.kv_share += r->kv_bytes_full > 0
+                         ? static_cast<double>(r->kv_bytes) / static_cast<double>(r->kv_bytes_full)
+                         : 1;
+    cell.prefill_seconds += r->prefill_seconds;
+    cell.full_seconds += r->full_seconds;
+  }
+  cell.attention_share = dense > 0 ? executed / dense : 1;
+  cell.kv_share /= cell.n;
+  cell.prefill_seconds /= cell.n;
+  cell.full_seconds /= cell.n;
+  return cell;
+}
+
+// Of the cells that measured the same text alike.
+void MarkFronts(std::vector<CompareCell>* cells) {
+  std::map<std::pair<std::string, int64_t>, std::vector<CompareCell*>> groups;
+  for (CompareCell& cell : *cells) groups[{cell.text, cell.length}].push_back(&cell);
+  for (const auto& [key, group] : groups) {
+    std::vector<Point> by_attention, by_seconds;
+    for (const CompareCell* cell : group) {
+      by_attention.push_back({cell->attention_share, cell->main().kl});
+      by_seconds.push_back({cell->prefill_seconds, cell->main().kl});
+    }
+    const std::vector<bool> attention = ParetoFront(by_attention),
+                            seconds = ParetoFront(by_seconds);
+    for (size_t i = 0; i < group.size(); ++i) {
+      group[i]->least_by_attention = attention[i];
+      group[i]->least_by_seconds = seconds[i];
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<TaskCell> TaskCells(const std::vector<TaskRecord>& records) {
@@ -88,6 +152,51 @@ std::vector<TaskCell> TaskCells(const std::vector<TaskRecord>& records) {
     std::tie(cells.back().task, cells.back().text, cells.back().length, cells.back().policy) = key;
   }
   return cells;
+}
+
+std::vector<CompareCell> CompareCells(const std::vector<CompareRecord>& records) {
+  using CellKey = std::tuple<std::string, int64_t, std::string>;
+  std::vector<CellKey> order;
+  std::map<CellKey, std::vector<const CompareRecord*>> groups;
+  for (const CompareRecord& r : records) {
+    const CellKey key = {
+        absl::StrCat(r.text, ", ", r.windows, " windows, scored ", r.score, " + ", r.decode),
+        r.length, r.policy};
+    if (groups[key].empty()) order.push_back(key);
+    groups[key].push_back(&r);
+  }
+  std::vector<CompareCell> cells;
+  for (const CellKey& key : order) {
+    cells.push_back(MakeCell(groups.at(key)));
+    std::tie(cells.back().text, cells.back().length, cells.back().policy) = key;
+  }
+  MarkFronts(&cells);
+  return cells;
+}
+
+std::string CompareTable(const std::vector<CompareCell>& cells) {
+  std::vector<std::vector<std::string>> rows = {
+      {"policy", "length", "n", "KL decoded", "top-1 decoded", "KL prompt", "top-1 prompt",
+       "perplexity (full)", "attention", "kv", "prefill s (full)", "front", "text"}};
+  const auto kl = [](const CompareCell::Part& p) {
+    if (p.positions == 0) return std::string("-");
+    return absl::StrFormat("%.4f [%.4f, %.4f]", p.kl, p.kl_interval.low, p.kl_interval.high);
+  };
+  const auto top1 = [](const CompareCell::Part& p) {
+    if (p.positions == 0) return std::string("-");
+    return absl::StrFormat("%.3f [%.3f, %.3f]", p.top1, p.top1_interval.low, p.top1_interval.high);
+  };
+  for (const CompareCell& c : cells) {
+    rows.push_back({c.policy, absl::StrCat(c.length), absl::StrCat(c.n), kl(c.decoded),
+                    top1(c.decoded), kl(c.prompt), top1(c.prompt),
+                    absl::StrFormat("%.3f (%.3f)", c.main().perplexity, c.main().perplexity_full),
+                    absl::StrFormat("%.1f %%", 100 * c.attention_share),
+                    absl::StrFormat("%.1f %%", 100 * c.kv_share),
+                    absl::StrFormat("%.3f (%.3f)", c.prefill_seconds, c.full_seconds),
+                    absl::StrCat(c.least_by_attention ? "A" : "", c.least_by_seconds ? "S" : ""),
+                    c.text});
+  }
+  return FormatTable(rows);
 }
 
 std::string WithInterval(double value, const Interval& interval) {

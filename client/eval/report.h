@@ -36,6 +36,33 @@ std::vector<TaskCell> TaskCells(const std::vector<TaskRecord>& records);
 
 std::string TaskTable(const std::vector<TaskCell>& cells);
 
+// A policy against the reference on a text. Means over windows, intervals by Bootstrap.
+struct CompareCell {
+  std::string text, policy;  // text: with what was scored
+  int64_t length = 0;
+  int n = 0;  // windows
+  struct Part {
+    int64_t positions = 0;
+    double kl = 0, top1 = 0;
+    Interval kl_interval, top1_interval;
+    double perplexity_full = 0, perplexity = 0;
+  };
+  Part prompt, decoded;
+  double attention_share = 0, kv_share = 0;
+  double prefill_seconds = 0, full_seconds = 0;
+  // Of the cells of its text and length: none has less divergence at no more attention, or at no
+  // more seconds.
+  bool least_by_attention = false, least_by_seconds = false;
+
+  // What answers feel: the decoded tokens where there are any.
+  const Part& main() const { return decoded.positions > 0 ? decoded : prompt; }
+};
+
+// In the order of first appearance.
+std::vector<CompareCell> CompareCells(const std::vector<CompareRecord>& records);
+
+std::string CompareTable(const std::vector<CompareCell>& cells);
+
 // "0.90 [0.60, 0.98]".
 std::string WithInterval(double value, const Interval& interval);
 

@@ -1,0 +1,16 @@
+// All results as one HTML page that loads nothing and runs nothing.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "client/eval/report.h"
+
+namespace entropyserve {
+
+// `server`: ServerName(). `notes`: how it was measured, a paragraph each. Whatever is given is
+// escaped.
+std::string EvalPage(const std::string& server, const std::vector<std::string>& notes,
+                     const std::vector<TaskCell>& tasks, const std::vector<CompareCell>& compares);
+
+}  // namespace entropyserve
