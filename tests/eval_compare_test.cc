@@ -46,8 +46,10 @@ TEST(EvalWindowsTest, AreSpreadOverTheTextAndDoNotOverlap) {
 
 TEST(EvalSweepTest, AlternativesAreWalked) {
   std::vector<std::string> names;
-  for (const PolicySpec& spec :
-       *ParsePolicySpecs("entropy|coverage:correction=0|32+full,entropy:correction=0+full")) {
+  const auto four =
+      ParsePolicySpecs("entropy|coverage:correction=0|32+full,entropy:correction=0+full");
+  ASSERT_TRUE(four.ok());
+  for (const PolicySpec& spec : *four) {
     names.push_back(spec.name);
   }
   EXPECT_THAT(names, ElementsAre("entropy:correction=0+full", "entropy:correction=32+full",
