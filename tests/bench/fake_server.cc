@@ -1,5 +1,6 @@
-// fake_server: the server over the tests' scripted engine, which answers at once with as many tokens as
-// are asked for. For what costs nothing but the service and its client, such as `bench` itself:
+// fake_server: the server over the tests' scripted engine, which answers at once with as many
+// tokens as are asked for. For what costs nothing but the service and its client, such as `bench`
+// itself:
 //   build/bin/fake_server < FIFO     prints HOST:PORT, serves until standard input ends
 #include <cstdio>
 #include <iostream>
