@@ -388,10 +388,10 @@ double EngineImpl::EstimateSeconds(int64_t tokens) const {
   return prefill_rate_ > 0 ? double(tokens) / prefill_rate_ : 0;
 }
 
-int64_t EngineImpl::LogicalKvBytes() const {
-  int64_t positions = sessions_.positions();
+int64_t EngineImpl::LogicalKvBytes() {
+  int64_t positions = tiers_.idle_positions();
   for (const auto& [id, sequence] : sequences_) {
-    if (sequence->owned) positions += sequence->owned->position();
+    if (sequence->cache && sequence->cache->resident()) positions += sequence->cache->position();
   }
   const AttentionShape shape = model_->shape();
   return positions * shape.layers * shape.kv_heads * pool_->page_bytes() / kPageTokens;

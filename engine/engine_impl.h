@@ -73,7 +73,7 @@ class EngineImpl final : public Engine {
   absl::Status Prepare(Sequence* sequence);
   absl::Status RefuseLate(const Sequence& sequence, double backlog_seconds) const;
   void ExpireDeadlines();
-  int64_t LogicalKvBytes() const;
+  int64_t LogicalKvBytes();
   void PublishStats();
 
   // Engine thread: sessions (engine_sessions.cc).

@@ -48,7 +48,7 @@ constexpr const char* kOtherMethods[] = {
     "Compare",   "CreateSession", "DeleteSession", "Detokenize", "ForkSession", "GetModel",
     "GetServer", "GetSession",    "ListSessions",  "Tokenize",   "other"};
 constexpr const char* kUnknown = "UNKNOWN";
-constexpr const char* kGenerateCodes[] = {
+constexpr const char* kStreamCodes[] = {
     "OK",          "CANCELLED",        "DATA_LOSS", "DEADLINE_EXCEEDED",  "FAILED_PRECONDITION",
     "INTERNAL",    "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED",
     "UNAVAILABLE", "UNIMPLEMENTED",    kUnknown};
@@ -228,7 +228,7 @@ Metrics::Impl::Impl(const std::string& version)
   for (const char* name : {"completed", "cancelled", "failed"})
     request_seconds[name] = &whole.Add({{"outcome", name}}, kPhaseSeconds);
   // From the start, so that `rate` sees the first of each.
-  for (const char* code : kGenerateCodes) requests.Add({{"method", kGenerate}, {"code", code}});
+  for (const char* code : kStreamCodes) requests.Add({{"method", kGenerate}, {"code", code}});
   for (const SessionTier to : {SessionTier::kDevice, SessionTier::kHost, SessionTier::kDisk}) {
     for (const SessionMove why :
          {SessionMove::kPressure, SessionMove::kLimit, SessionMove::kRestored,
@@ -298,10 +298,10 @@ void Metrics::SetModel(const ModelLabels& model) {
 }
 
 void Metrics::CountRequest(const std::string& method, const std::string& code) {
-  const bool generate = method == kGenerate;
-  const char* const known = generate ? kGenerate : OneOf(method, kOtherMethods, "other");
+  const bool stream = method == kGenerate || method == "Compare";
+  const char* const known = method == kGenerate ? kGenerate : OneOf(method, kOtherMethods, "other");
   const std::span<const char* const> codes =
-      generate ? std::span<const char* const>(kGenerateCodes) : kOtherCodes;
+      stream ? std::span<const char* const>(kStreamCodes) : kOtherCodes;
   impl_->requests.Add({{"method", known}, {"code", OneOf(code, codes, kUnknown)}}).Increment();
 }
 

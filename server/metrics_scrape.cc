@@ -124,7 +124,8 @@ std::vector<MetricFamily> ScrapeFamilies(const ServerGauges& gauges) {
   families.push_back(
       Labelled("entropyserve_sessions", "Sessions held, by where they are.", "tier", sessions));
   families.push_back(Labelled("entropyserve_session_bytes",
-                              "KV bytes of idle sessions, by where they are.", "tier", bytes));
+                              "KV bytes of sessions after their last turn, by where they are.",
+                              "tier", bytes));
   families.push_back(Labelled("entropyserve_memory_bytes",
                               "Memory that the engine holds or has promised, by its use.", "part",
                               memory));

@@ -98,14 +98,6 @@ void SessionStore::RememberLost(const std::string& id, const std::string& owner,
   lost_order_.pop_front();
 }
 
-int64_t SessionStore::positions() const {
-  int64_t positions = 0;
-  for (const auto& [id, session] : sessions_) {
-    if (session->cache->resident()) positions += session->cache->position();
-  }
-  return positions;
-}
-
 SessionInfo SessionStore::Describe(const Session& session) const {
   SessionInfo info;
   info.id = session.id;

@@ -67,7 +67,6 @@ class SessionStore {
   void RememberLost(const std::string& id, const std::string& owner, const char* why);
   void Clear() { sessions_.clear(); }
   int64_t size() const { return int64_t(sessions_.size()); }
-  int64_t positions() const;  // of the sessions in the pool; forks count in full
   int64_t room() const { return max_sessions_ - size(); }
   const std::map<std::string, std::unique_ptr<Session>>& all() const { return sessions_; }
   SessionInfo Describe(const Session& session) const;

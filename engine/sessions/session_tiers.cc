@@ -139,6 +139,8 @@ const SessionTiers::Tally& SessionTiers::tally() {
         session->tier == SessionTier::kDisk ? session->file_bytes : session->kv_bytes;
     if (session->tier == SessionTier::kDevice && !session->busy)
       tally_.idle_device += session->kv_bytes;
+    if (session->cache->resident() && !session->busy)
+      tally_.idle_positions += session->cache->position();
     if (session->tier == SessionTier::kHost && session->writing == 0)
       tally_.settled_host += session->kv_bytes;
   }

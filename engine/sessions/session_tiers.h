@@ -83,6 +83,7 @@ class SessionTiers {
   void WriteAll();
 
   void FillStats(EngineStats* stats);
+  int64_t idle_positions() { return tally().idle_positions; }
 
  private:
   static constexpr int kMostInTransit = 2;  // one is copied while another is written or read
@@ -98,8 +99,9 @@ class SessionTiers {
   };
   struct Tally {
     int64_t sessions[kSessionTiers] = {}, bytes[kSessionTiers] = {};
-    int64_t idle_device = 0;   // bytes
-    int64_t settled_host = 0;  // bytes that are not on their way to a file
+    int64_t idle_device = 0;     // bytes
+    int64_t idle_positions = 0;  // that idle sessions in the pool hold; forks count in full
+    int64_t settled_host = 0;    // bytes that are not on their way to a file
   };
 
   // session_tiers.cc: moving down.
