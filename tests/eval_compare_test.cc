@@ -197,6 +197,8 @@ TEST(EvalCompareReportTest, SumsByHand) {
   EXPECT_TRUE(cells[0].least_by_seconds);
   EXPECT_TRUE(cells[1].least_by_seconds);
   EXPECT_THAT(CompareTable(cells), HasSubstr("0.2000 [0.1000, 0.3000]"));
+  EXPECT_THAT(CompareTable(CompareCells({Record("a+full", 0, 0.1, 0.4, 2)})),
+              Not(HasSubstr("[")));  // one window has no interval
 }
 
 TEST(EvalPageTest, HoldsEveryCellAndLoadsNothing) {

@@ -90,11 +90,16 @@ std::string EscapeMarkup(const std::string& text) {
 }
 
 std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
-  constexpr double kLeft = 330, kWidth = 420, kRight = 110, kRow = 19, kTop = 8;
+  constexpr double kWidth = 420, kRight = 110, kRow = 19, kTop = 8;
+  constexpr double kLetter = 7.2;  // about the page's font at 13 pixels
+  double left = 330;
+  for (const DotRow& row : rows) {
+    left = std::max(left, kLetter * static_cast<double>(row.label.size()) + 20);
+  }
   // Where every row lies; a group's name has a row of its own.
   double height = kTop;
   std::string body, group;
-  const auto x = [](double value) { return kLeft + kWidth * value; };
+  const auto x = [left](double value) { return left + kWidth * value; };
   for (const DotRow& row : rows) {
     if (row.group != group) {
       group = row.group;
@@ -103,13 +108,13 @@ std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
     }
     height += kRow;
     const double y = height - 4;
-    body += Text(kLeft - 10, height, "end", row.label);
+    body += Text(left - 10, height, "end", row.label);
     body += Line(x(row.interval.low), y, x(row.interval.high), y,
                  absl::StrCat("s", row.series % kColours).c_str());
     body += Circle(x(row.value), y, 4.5, row.series,
                    absl::StrFormat("%s, %s: %.3f [%.3f, %.3f], %s", row.group, row.label, row.value,
                                    row.interval.low, row.interval.high, row.note));
-    body += Text(kLeft + kWidth + 10, height, "start",
+    body += Text(left + kWidth + 10, height, "start",
                  absl::StrFormat("%.2f, %s", row.value, row.note), "soft");
   }
   std::string grid;
@@ -117,7 +122,7 @@ std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
     grid += Line(x(tick / 4.0), kTop, x(tick / 4.0), height + 6, "grid");
     grid += Text(x(tick / 4.0), height + 20, "middle", absl::StrFormat("%g", tick / 4.0), "soft");
   }
-  return absl::StrCat(Open(title, kLeft + kWidth + kRight, height + 26), grid, body,
+  return absl::StrCat(Open(title, left + kWidth + kRight, height + 26), grid, body,
                       "</svg></figure>\n");
 }
 

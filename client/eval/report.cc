@@ -62,6 +62,7 @@ CompareCell::Part MakePart(const std::vector<const CompareRecord*>& records,
     const ComparedPart& p = r->*member;
     if (p.n == 0) continue;
     part.positions += p.n;
+    ++part.windows;
     kl.push_back(p.kl);
     top1.push_back(p.top1);
     nll_a.push_back(p.nll_a);
@@ -180,10 +181,12 @@ std::string CompareTable(const std::vector<CompareCell>& cells) {
        "perplexity (full)", "attention", "kv", "prefill s (full)", "front", "text"}};
   const auto kl = [](const CompareCell::Part& p) {
     if (p.positions == 0) return std::string("-");
+    if (p.windows < 2) return absl::StrFormat("%.4f", p.kl);  // one window has no interval
     return absl::StrFormat("%.4f [%.4f, %.4f]", p.kl, p.kl_interval.low, p.kl_interval.high);
   };
   const auto top1 = [](const CompareCell::Part& p) {
     if (p.positions == 0) return std::string("-");
+    if (p.windows < 2) return absl::StrFormat("%.3f", p.top1);
     return absl::StrFormat("%.3f [%.3f, %.3f]", p.top1, p.top1_interval.low, p.top1_interval.high);
   };
   for (const CompareCell& c : cells) {

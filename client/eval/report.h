@@ -43,6 +43,7 @@ struct CompareCell {
   int n = 0;  // windows
   struct Part {
     int64_t positions = 0;
+    int windows = 0;
     double kl = 0, top1 = 0;
     Interval kl_interval, top1_interval;
     double perplexity_full = 0, perplexity = 0;
