@@ -1,7 +1,10 @@
 // Memory, linears, elementwise operators and the sampler: CUDA against the CPU.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
 #include <set>
+#include <span>
 
 #include "cuda_world.h"
 
@@ -55,6 +58,39 @@ TEST(Memory, CopiesRowsWithPitches) {
   for (int row = 0; row < 7; ++row) {
     for (int i = 0; i < 50; ++i) EXPECT_EQ(got[row * 50 + i], i < 30 ? row * 100 + i : -1);
   }
+}
+
+// Sessions leave the pool and come back page by page; the copies go through several of the pinned
+// ring's slots.
+TEST_P(DTypes, WholePagesGoOutAndComeBackElsewhere) {
+  Arena arena(Cuda());
+  constexpr int32_t kPages = 900, kHeadDim = 64;
+  const size_t half = kPageTokens * kHeadDim * SizeOf(GetParam());
+  const size_t page_bytes = 2 * half + kPageTokens * sizeof(int32_t);
+  const KvPool pool{
+      .k = arena.Bytes(kPages * half),
+      .v = arena.Bytes(kPages * half),
+      .positions = static_cast<int32_t*>(arena.Bytes(kPages * kPageTokens * sizeof(int32_t))),
+      .dtype = GetParam(),
+      .head_dim = kHeadDim,
+      .pages = kPages};
+  std::vector<int32_t> pages(kPages);
+  std::iota(pages.begin(), pages.end(), 0);
+  std::shuffle(pages.begin(), pages.end(), rng_);
+  const std::span<const int32_t> from(pages.data(), 400), to(pages.data() + 450, 400);
+  std::vector<uint8_t> bytes(400 * page_bytes), got(bytes.size());
+  for (uint8_t& b : bytes) b = uint8_t(rng_());
+  Cuda().CopyPagesIn(pool, from, bytes.data());
+  Cuda().CopyPagesOut(got.data(), pool, from);
+  EXPECT_EQ(got, bytes);
+  // The parts are where kernels look for them.
+  const uint8_t* const k = static_cast<const uint8_t*>(pool.k) + pages[3] * half;
+  const std::vector<uint8_t> row = arena.Get(k, half);
+  EXPECT_TRUE(std::equal(row.begin(), row.end(), bytes.begin() + 3 * page_bytes));
+  Cuda().CopyPagesIn(pool, to, got.data());
+  std::fill(got.begin(), got.end(), 0);
+  Cuda().CopyPagesOut(got.data(), pool, to);
+  EXPECT_EQ(got, bytes);
 }
 
 TEST_P(DTypes, Embed) {
