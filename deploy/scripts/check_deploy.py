@@ -22,6 +22,8 @@ CUSTOM = {"ServiceMonitor", "ScaledObject", "InferencePool", "Gateway", "HTTPRou
 VERSIONS = ("1.27", "1.37")
 # Kubernetes' own time to stop a container after the drain, seconds.
 MARGIN = 5
+# What a slow volume takes of the idle sessions that a server writes when it ends, bytes per second.
+WRITE_RATE = 250e6
 
 
 def texts():
@@ -97,13 +99,15 @@ def write_queries(out):
 
 
 def check_grace(where, spec, config):
-    """SIGTERM must leave the whole drain, and preStop comes before it."""
+    """SIGTERM must leave the whole drain and the writing of sessions, and preStop comes before it."""
     drain = float(config.get("ENTROPYSERVE_DRAIN_SECONDS", "30"))
     stop = float(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    size = config.get("ENTROPYSERVE_SESSION_DIR_BYTES", "0G")
+    write = int(size.removesuffix("G")) * 2**30 / WRITE_RATE if "ENTROPYSERVE_SESSION_DIR" in config else 0
     grace = spec.get("terminationGracePeriodSeconds", 30)
-    if grace >= stop + drain + MARGIN:
+    if grace >= stop + drain + write + MARGIN:
         return []
-    return [f"{where}: {grace} s of grace do not hold preStop {stop} s and drain {drain} s"]
+    return [f"{where}: {grace} s of grace do not hold preStop {stop} s, drain {drain} s and {write:.0f} s of writing"]
 
 
 def check_manifests(files):

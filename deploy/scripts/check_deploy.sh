@@ -25,13 +25,19 @@ command -v "$promtool" >/dev/null || { echo "no promtool: apt-get install promet
 "$promtool" check rules "$dir/panels.yaml"
 
 mapfile -t manifests < <(ls deploy/kubernetes/base/*.yaml deploy/kubernetes/components/*/*.yaml \
-  deploy/gateway/inferencepool.yaml | grep -v kustomization.yaml)
+  deploy/gateway/inferencepool.yaml | grep -v -e kustomization.yaml -e shared-sessions/deployment.yaml)
 
 if kubectl kustomize --help >/dev/null 2>&1; then
   for overlay in cpu gpu; do
     kubectl kustomize "deploy/kubernetes/overlays/$overlay" >"$dir/$overlay.yaml"
     manifests+=("$dir/$overlay.yaml")
   done
+  mkdir "$dir/shared"  # an overlay that adds the component
+  cp -r deploy/kubernetes "$dir/shared"
+  sed -i 's|^components:|&\n  - ../../components/shared-sessions|' "$dir/shared/kubernetes/overlays/cpu/kustomization.yaml"
+  kubectl kustomize "$dir/shared/kubernetes/overlays/cpu" >"$dir/shared.yaml"
+  grep -q 'claimName: entropyserve-sessions' "$dir/shared.yaml"
+  manifests+=("$dir/shared.yaml")
 else
   skipped+=("overlays: no kubectl")
 fi
@@ -49,7 +55,7 @@ if "$python" -c 'import kubernetes_validate' 2>/dev/null; then
   template >"$dir/chart-cpu.yaml"
   template -f "$chart/values-gpu.yaml" --set autoscaling.kind=hpa --set serviceMonitor.enabled=true \
     --set tls.secret=tls --set tls.clientCa=true >"$dir/chart-gpu.yaml"
-  template --set autoscaling.kind=keda >"$dir/chart-keda.yaml"
+  template --set autoscaling.kind=keda --set sessions.existingClaim=shared >"$dir/chart-keda.yaml"
   if template --set keysSecret= >/dev/null 2>&1; then
     echo "the chart accepts a server that anyone may use" >&2
     exit 1
