@@ -2,9 +2,13 @@
 // new message travels; without, the whole history does.
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <iostream>
+#include <iterator>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "client/command.h"
@@ -34,16 +38,20 @@ class Chat {
   int Run() {
     if (const absl::Status status = OpenSession(); !status.ok()) return Report(status);
     if (!flags_.system.empty()) Append("system", flags_.system);
+    guard_->OnEnd([this, session = session_] {
+      constexpr double kPatienceSeconds = 2;  // somebody waits for the program to end
+      if (!session.empty()) (void)client_->DeleteSession(session, {kPatienceSeconds});
+    });
     const bool prompt = isatty(STDIN_FILENO) != 0;
     std::string line;
-    int exit_code = kExitOk;
-    while (exit_code == kExitOk) {
+    while (!over_) {
       if (prompt) std::fputs("> ", stderr);
       if (!std::getline(std::cin, line) || line == "/quit") break;
-      if (!line.empty()) exit_code = Handle(line);
+      if (!line.empty()) Handle(line);
     }
+    guard_->OnEnd(nullptr);
     if (!session_.empty()) (void)client_->DeleteSession(session_);
-    return exit_code;
+    return exit_code_;
   }
 
  private:
@@ -60,7 +68,7 @@ class Chat {
     return session.status();
   }
 
-  int Handle(const std::string& line) {
+  void Handle(const std::string& line) {
     constexpr std::string_view kFile = "/file ";
     if (line.substr(0, kFile.size()) == kFile) {
       const absl::StatusOr<std::string> text = ReadText(line.substr(kFile.size()));
@@ -70,19 +78,19 @@ class Chat {
         attachment_ += *text + "\n\n";
         std::fprintf(stderr, "(%zu bytes go with the next message)\n", text->size());
       }
-      return kExitOk;
+      return;
     }
     if (line == "/receipt") {
       std::fputs(receipt_.c_str(), stderr);
-      return kExitOk;
+      return;
     }
     if (line[0] == '/') {
       ReportUsage("no such command: " + line);
-      return kExitOk;
+      return;
     }
     Append("user", attachment_ + line);
     attachment_.clear();
-    return Ask();
+    Ask();
   }
 
   void Append(const char* role, const std::string& content) {
@@ -91,7 +99,7 @@ class Chat {
     message.set_content(content);
   }
 
-  int Ask() {
+  void Ask() {
     v1::GenerateRequest request = flags_.request;
     request.set_session_id(session_);
     request.set_progress(true);
@@ -119,9 +127,13 @@ class Chat {
     bar.Clear();
     std::fputs("\n", stdout);
     std::fflush(stdout);
-    if (!status.ok() && !cancel.cancelled()) return Report(status);
-    Remember(answer);
-    return kExitOk;
+    exit_code_ = cancel.cancelled() ? kExitOk : Report(status);
+    if (status.ok()) {
+      Remember(answer);
+      ++turns_;
+    } else {
+      AfterFailure(status, answer);
+    }
   }
 
   // The server's session keeps what was said; without one it is kept here.
@@ -133,11 +145,50 @@ class Chat {
     }
   }
 
+  // A turn that was refused, or stopped before it was read, is as if it had not been: its message
+  // is dropped, and what the server does not have yet (the system message) goes with the next one.
+  void AfterFailure(const absl::Status& status, const std::string& answer) {
+    constexpr absl::StatusCode kOfThisTurn[] = {
+        absl::StatusCode::kInvalidArgument, absl::StatusCode::kResourceExhausted,
+        absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kCancelled};
+    over_ = std::find(std::begin(kOfThisTurn), std::end(kOfThisTurn), status.code()) ==
+            std::end(kOfThisTurn);
+    if (over_) return;
+    if (session_.empty() ? !answer.empty() : TurnCounted()) {
+      Remember(answer);
+    } else {
+      messages_.mutable_messages()->RemoveLast();
+    }
+  }
+
+  // Whether the session on the server took the turn that has just been stopped.
+  bool TurnCounted() {
+    constexpr int kTries = 200;  // of 50 ms: a cancel acts between two steps
+    for (int i = 0; i < kTries; ++i) {
+      const absl::StatusOr<v1::Session> session = client_->GetSession(session_);
+      if (!session.ok()) {
+        exit_code_ = Report(session.status());
+        over_ = true;
+        return true;
+      }
+      if (!session->busy()) {
+        const bool counted = session->turns() > turns_;
+        turns_ = session->turns();
+        return counted;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    return true;
+  }
+
   const ChatFlags& flags_;
   Client* const client_;
   InterruptGuard* const guard_;
   std::string session_, attachment_, receipt_;
   v1::Messages messages_;  // that the server does not have yet
+  int64_t turns_ = 0;      // that the session on the server has taken
+  int exit_code_ = kExitOk;
+  bool over_ = false;
 };
 
 }  // namespace

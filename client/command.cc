@@ -72,11 +72,15 @@ struct InterruptGuard::Impl {
   std::atomic<bool> stop = false;
   Mutex mutex;
   CancelToken* token ABSL_GUARDED_BY(mutex) = nullptr;
+  std::function<void()> on_end ABSL_GUARDED_BY(mutex);
   std::thread thread;
 
   void OnInterrupt() {
     MutexLock lock(&mutex);
-    if (token == nullptr || token->cancelled()) _exit(kExitInterrupted);
+    if (token == nullptr || token->cancelled()) {
+      if (on_end) on_end();
+      _exit(kExitInterrupted);
+    }
     token->Cancel();
   }
 };
@@ -97,6 +101,11 @@ InterruptGuard::InterruptGuard() : impl_(std::make_unique<Impl>()) {
 InterruptGuard::~InterruptGuard() {
   impl_->stop.store(true);
   impl_->thread.join();
+}
+
+void InterruptGuard::OnEnd(std::function<void()> run) {
+  MutexLock lock(&impl_->mutex);
+  impl_->on_end = std::move(run);
 }
 
 void InterruptGuard::Watch(CancelToken* token) {

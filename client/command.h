@@ -1,6 +1,7 @@
 // A subcommand of entropyserve-client: one file each, listed in main.cc.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -58,6 +59,8 @@ class InterruptGuard {
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
 
+  // Runs before Ctrl-C ends the program, on a thread of the guard; null: nothing does.
+  void OnEnd(std::function<void()> run);
   // nullptr: none. A token is watched until the next call; it outlives that.
   void Watch(CancelToken* token);
 

@@ -99,11 +99,16 @@ void CompareJob::SetUp(Side* side, PrefillPolicy prefill, KvPolicy kv) {
   s.request.kv = std::move(kv);
 }
 
-absl::Status CompareJob::Begin() {
-  int64_t need = 0;
+int64_t CompareJob::WorstCasePages() const {
+  int64_t pages = 0;
   for (const Side* side : {&a_, &b_}) {
-    need += side->sequence.cache->WorstCasePages(side->sequence.plan);
+    pages += side->sequence.cache->WorstCasePages(side->sequence.plan);
   }
+  return pages;
+}
+
+absl::Status CompareJob::Begin() {
+  const int64_t need = WorstCasePages();
   if (need > pool_->total()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the comparison can never fit: its two caches need up to ", need * pool_->page_bytes(),

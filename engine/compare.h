@@ -53,6 +53,7 @@ class CompareJob {
   CompareJob(CompareRequest request, std::shared_ptr<CompareChannel> channel, Backend* backend,
              Model* model, PagePool* pool, const Clock* clock);
 
+  int64_t WorstCasePages() const;  // of both caches
   // Reserves both caches' worst case. RESOURCE_EXHAUSTED: it can never fit; retryable: not now.
   absl::Status Begin();
   // The next step; a chunk of a prefill has about `chunk` tokens. What it found is added to `out`.

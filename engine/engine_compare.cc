@@ -75,6 +75,7 @@ void EngineImpl::BeginCompare(CompareRequest request, std::shared_ptr<CompareCha
   }
   compare_ = std::make_unique<CompareJob>(std::move(request), channel, backend_.get(), model_.get(),
                                           pool_.get(), clock_.get());
+  tiers_.MakeRoom(compare_->WorstCasePages(), /*may_drop=*/false);
   if (absl::Status status = compare_->Begin(); !status.ok()) EndCompare(channel, status);
 }
 

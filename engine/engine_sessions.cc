@@ -156,7 +156,7 @@ int64_t EngineImpl::PagesToStart(const Sequence& s) const {
 // where nothing that runs will give its memory back.
 void EngineImpl::MakeRoomForWaiting() {
   const SchedulerRequest* const next = scheduler_.NextToAdmit();
-  if (next) tiers_.MakeRoom(next->pages, /*may_drop=*/scheduler_.running() == 0);
+  if (next) tiers_.MakeRoom(next->pages, /*may_drop=*/scheduler_.running() == 0 && !compare_);
 }
 
 void EngineImpl::FlushSessions() {

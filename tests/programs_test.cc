@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -35,11 +36,13 @@ std::string ReadAll(const fs::path& path) {
 // A child process with its output in files.
 class Process {
  public:
-  // `out`: where standard output goes instead.
+  // `out`, `in`: where standard output goes, and where input comes from, instead.
   Process(const std::string& program, std::vector<std::string> args, const std::string& input = "",
-          const std::string& out = "")
-      : out_(out.empty() ? Path("out") : out), err_(Path("err")), in_(Path("in")) {
-    std::ofstream(in_) << input;
+          const std::string& out = "", const std::string& in = "")
+      : out_(out.empty() ? Path("out") : out),
+        err_(Path("err")),
+        in_(in.empty() ? Path("in") : in) {
+    if (in.empty()) std::ofstream(in_) << input;
     args.insert(args.begin(), program);
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
@@ -419,6 +422,56 @@ TEST(ProgramsTest, ChatAnswersEveryLineAndFlagsComeFromTheEnvironment) {
   EXPECT_EQ(server.process().Wait(), 0);
   EXPECT_THAT(server.process().err(), HasSubstr("draining open_calls=0 seconds=1"));
   unsetenv("ENTROPYSERVE_DRAIN_SECONDS");
+}
+
+// As if it had not been: the next turn brings the system message, as in a conversation without it.
+TEST(ProgramsTest, ARefusedTurnDoesNotEndTheChat) {
+  ServedProgram server;
+  const std::string next = "hello\n/receipt\n";
+  std::string prompts[2];
+  for (const bool refused : {false, true}) {
+    const auto chat =
+        server.Client({"chat", "--system=abc", "--max-new-tokens=5", "--temperature=0"},
+                      (refused ? std::string(2000, 'a') + "\n" : "") + next);
+    EXPECT_EQ(chat->Wait(), 0) << chat->err();
+    const std::string err = chat->err();
+    EXPECT_EQ(err.find("INVALID_ARGUMENT") != std::string::npos, refused) << err;
+    const size_t line = err.rfind("tokens  ");
+    ASSERT_NE(line, std::string::npos) << err;
+    prompts[refused] = err.substr(line, err.find("cached", line) - line);
+  }
+  EXPECT_EQ(prompts[0], prompts[1]);
+  const auto last = server.Client({"chat", "--max-new-tokens=5"}, std::string(2000, 'a') + "\n");
+  EXPECT_EQ(last->Wait(), 1) << "how the last turn ended";
+}
+
+TEST(ProgramsTest, CtrlCAtThePromptDeletesTheSession) {
+  ServedProgram server;
+  const std::string fifo = ::testing::TempDir() + "/chat_" + std::to_string(getpid());
+  unlink(fifo.c_str());
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  const int input = open(fifo.c_str(), O_RDWR);
+  Process chat(ENTROPYSERVE_CLIENT, {"chat", "--max-new-tokens=3", "--server=" + server.address()},
+               "", "", fifo);
+  const std::string line = "hello\n";
+  ASSERT_EQ(write(input, line.data(), line.size()), ssize_t(line.size()));
+  // The line that ends an answer: the turn is over.
+  ASSERT_TRUE(WaitUntil([&] { return chat.Ended() || chat.out().ends_with("\n"); }));
+  const auto sessions = [&] {
+    const auto list = server.Client({"session", "list", "--json"});
+    EXPECT_EQ(list->Wait(), 0) << list->err();
+    return list->out();
+  };
+  EXPECT_THAT(sessions(), HasSubstr("\"id\""));
+  // The first Ctrl-C may still meet the turn's last moment and only stop it.
+  EXPECT_TRUE(WaitUntil([&] {
+    if (!chat.Ended()) chat.Signal(SIGINT);
+    return chat.Ended();
+  }));
+  EXPECT_EQ(chat.Wait(), 130) << chat.err();
+  EXPECT_EQ(sessions(), "");
+  close(input);
+  unlink(fifo.c_str());
 }
 
 }  // namespace
