@@ -399,7 +399,7 @@ int64_t EngineImpl::LogicalKvBytes() {
 
 void EngineImpl::PublishStats() {
   counts_.running = scheduler_.running();
-  counts_.waiting = scheduler_.waiting();
+  counts_.waiting = int64_t(sequences_.size()) - counts_.running;  // their session's file too
   counts_.pages_total = pool_->total();
   counts_.pages_used = pool_->used();
   counts_.page_bytes = pool_->page_bytes();

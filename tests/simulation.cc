@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -22,17 +23,12 @@ class Simulation {
       : plant_swap_(options.swap_pages),
         counts_(*counts),
         random_(options.seed * 0x9e3779b97f4a7c15u + 1),
-        world_(DrawOptions(), Between(60, 400)) {
+        engine_options_(DrawOptions(options.folder)),
+        pages_(Between(60, 400)) {
     step_seconds_ = 0.001 * double(Between(1, 50));
-    world_.model->before_step = [this] { world_.clock->Advance(step_seconds_); };
-    if (Chance(30)) world_.model->max_rows = Between(kSegment, 400);
+    max_rows_ = Chance(30) ? Between(kSegment, 400) : int64_t{1} << 20;
+    StartEngine();
     if (Chance(30)) failure_percent_ = Between(1, 10);
-    world_.backend->fails = [this] {
-      const bool fails = failure_percent_ > 0 && Chance(failure_percent_);
-      counts_.failed_allocations += fails;
-      return fails;
-    };
-    if (plant_swap_) world_.model->tamper = [this](const Batch& batch) { SwapPages(batch); };
   }
 
   std::string Run() {
@@ -43,10 +39,9 @@ class Simulation {
       if (Chance(75)) RunOnce();
     }
     if (wrong_.empty()) RunToTheEnd();
+    if (wrong_.empty() && !engine_options_.session_dir.empty()) Restart();
     if (wrong_.empty()) ReturnEverything();
-    if (world_.model->corruptions() > 0 && wrong_.empty()) {
-      wrong_ = absl::StrCat(world_.model->corruptions(), " rows of another sequence were read");
-    }
+    CheckCorruptions();
     return wrong_;
   }
 
@@ -64,9 +59,21 @@ class Simulation {
   void Wrong(const std::string& what) {
     if (wrong_.empty()) wrong_ = what;
   }
-  EngineImpl& engine() { return *world_.engine; }
+  EngineImpl& engine() { return *world_->engine; }
 
-  EngineOptions DrawOptions() {
+  void StartEngine() {
+    world_.emplace(engine_options_, pages_);
+    world_->model->before_step = [this] { world_->clock->Advance(step_seconds_); };
+    world_->model->max_rows = max_rows_;
+    world_->backend->fails = [this] {
+      const bool fails = failure_percent_ > 0 && Chance(failure_percent_);
+      counts_.failed_allocations += fails;
+      return fails;
+    };
+    if (plant_swap_) world_->model->tamper = [this](const Batch& batch) { SwapPages(batch); };
+  }
+
+  EngineOptions DrawOptions(const std::string& folder) {
     EngineOptions o;
     o.max_sequences = int(Between(1, 6));
     o.step_tokens = kSegment * Between(1, 3);
@@ -78,9 +85,12 @@ class Simulation {
     if (Chance(20)) o.max_owner_queue_tokens = Between(100, 1000);
     if (Chance(20)) o.max_owner_session_bytes = Between(1, 400) << 10;
     o.refuse_late = Chance(30);
-    // Whatever leaves the pool stays somewhere: no session may be lost.
-    o.session_host_bytes = int64_t{1} << 30;
-    if (Chance(40)) o.session_device_bytes = Between(1, 200) << 10;
+    if (Chance(70)) o.session_host_bytes = Between(10, 2000) << 10;
+    if (Chance(50)) o.session_device_bytes = Between(1, 300) << 10;
+    if (Chance(10)) o.session_ttl_seconds = double(Between(1, 5));
+    // Files wait for the disk: in some lives only.
+    if (Chance(1)) o.session_dir = folder;
+    if (Chance(30)) o.session_dir_bytes = Between(100, 2000) << 10;
     return o;
   }
 
@@ -92,7 +102,11 @@ class Simulation {
     if (dice <= 78) return CreateSession();
     if (dice <= 85) return Fork();
     if (dice <= 90) return Delete();
-    if (dice <= 94) return world_.clock->Advance(double(Between(0, 5)));
+    if (dice <= 94) return world_->clock->Advance(double(Between(0, 5)));
+    if (dice <= 98) {
+      if (auto* session = Pick(&sessions_)) CheckSession(session->get());
+      return Collect();
+    }
     RunOnce();
   }
 
@@ -132,7 +146,7 @@ class Simulation {
     DrawPolicy(&r);
     r.progress = Chance(70);
     if (Chance(50)) r.end_of_turn = {7, 8};
-    if (Chance(25)) r.deadline = world_.clock->Now() + std::chrono::milliseconds(Between(0, 3000));
+    if (Chance(25)) r.deadline = world_->clock->Now() + std::chrono::milliseconds(Between(0, 3000));
     if (auto* session = Pick(&sessions_); session && Chance(60)) {
       request->session = *session;
       r.session_id = (*session)->id;
@@ -178,7 +192,8 @@ class Simulation {
                   const SimulatedSession* parent) {
     if (!info.ok()) {
       const bool known = absl::IsResourceExhausted(info.status()) ||
-                         (parent && absl::IsFailedPrecondition(info.status()));
+                         (parent && (Reason(info.status()) == kSessionBusy ||
+                                     Reason(info.status()) == kSessionLost));
       if (!known) Wrong("a session: " + info.status().ToString());
       return;
     }
@@ -187,7 +202,7 @@ class Simulation {
     session->id = info->id;
     session->owner = owner;
     sessions_.push_back(session);
-    CheckSession(*session);
+    CheckSession(session.get());
   }
 
   void CreateSession() {
@@ -218,7 +233,7 @@ class Simulation {
       ++counts_.deleted_while_busy;
     }
     const absl::Status status = engine().DeleteSession(session->owner, session->id);
-    if (!status.ok()) Wrong("delete: " + status.ToString());
+    if (!status.ok() && !NoteLost(session.get(), status)) Wrong("delete: " + status.ToString());
     Collect();
   }
 
@@ -226,42 +241,68 @@ class Simulation {
 
   void RunOnce() {
     engine().RunOnce();
+    if (engine().Stats().pages_used != world_->pool->used()) Wrong("pages are miscounted");
     Collect();
     CheckStats();
   }
 
-  // Takes the requests that have ended.
+  // Takes the requests that have ended. Looking at a session runs what has been posted, which may
+  // end more.
   void Collect() {
-    for (const auto& r : open_) {
-      if (!r->finished) continue;
-      ++ended_;
-      const FinishedEvent& end = *r->finished;
-      counts_.completed += end.status.ok();
-      counts_.expired += absl::IsDeadlineExceeded(end.status);
-      counts_.compressions += end.receipt.compressed;
-      counts_.later_turns += end.status.ok() && end.receipt.cached_tokens > 0;
-      r->CheckAnswer(&counts_.checked_tokens);
+    while (true) {
+      std::vector<std::shared_ptr<SimulatedRequest>> ended;
+      for (const auto& r : open_) {
+        if (r->finished) ended.push_back(r);
+      }
+      if (ended.empty()) break;
+      std::erase_if(open_, [](const auto& r) { return r->finished.has_value(); });
+      for (const auto& r : ended) Count(r.get());
+      for (const auto& r : ended) {
+        if (r->session && !r->session->deleted) CheckSession(r->session.get());
+      }
     }
-    std::vector<std::shared_ptr<SimulatedRequest>> ended;
-    for (const auto& r : open_) {
-      if (!r->error.empty()) Wrong(r->error);
-      if (r->finished) ended.push_back(r);
-    }
-    std::erase_if(open_, [](const auto& r) { return r->finished.has_value(); });
-    for (const auto& r : ended) {
-      if (r->session && !r->session->deleted) CheckSession(*r->session);
-    }
+    std::erase_if(sessions_, [](const auto& s) { return s->lost; });
   }
 
-  void CheckSession(const SimulatedSession& s) {
-    const auto info = engine().GetSession(s.owner, s.id);
-    if (!info.ok()) return Wrong("a session is gone: " + info.status().ToString());
-    for (const auto& r : open_) {
-      if (r->session && r->session->id == s.id) return;  // its turn may be under way
+  void Count(SimulatedRequest* r) {
+    ++ended_;
+    const FinishedEvent& end = *r->finished;
+    counts_.completed += end.status.ok();
+    counts_.expired += absl::IsDeadlineExceeded(end.status);
+    counts_.compressions += end.receipt.compressed;
+    counts_.later_turns += end.status.ok() && end.receipt.cached_tokens > 0;
+    r->CheckAnswer(&counts_.checked_tokens);
+    if (!r->error.empty()) Wrong(r->error);
+  }
+
+  // Only what no tier could take, or nobody used for long, may be lost, and it is said to be so.
+  bool NoteLost(SimulatedSession* s, const absl::Status& status) {
+    // A server does not know what the one before it lost.
+    const bool forgotten = restarted_ && absl::IsNotFound(status);
+    if (Reason(status) != kSessionLost && !forgotten) return false;
+    const EngineOptions& o = engine_options_;
+    const bool files_hold_all = !o.session_dir.empty() && o.session_dir_bytes == 0;
+    if (files_hold_all && o.session_ttl_seconds == 0)
+      Wrong("a session is lost although there are files: " + status.ToString());
+    counts_.lost += !s->lost;
+    s->lost = true;
+    return true;
+  }
+
+  void CheckSession(SimulatedSession* s) {
+    const auto info = engine().GetSession(s->owner, s->id);
+    if (!info.ok()) {
+      if (!NoteLost(s, info.status())) Wrong("a session is gone: " + info.status().ToString());
+      return;
     }
-    if (info->positions != s.conversation.positions || info->turns != s.turns) {
+    counts_.host_sessions += info->tier == SessionTier::kHost;
+    counts_.disk_sessions += info->tier == SessionTier::kDisk;
+    for (const auto& r : open_) {
+      if (r->session.get() == s) return;  // its turn may be under way
+    }
+    if (info->positions != s->conversation.positions || info->turns != s->turns) {
       Wrong(absl::StrCat("a session has ", info->positions, " positions after ", info->turns,
-                         " turns, not ", s.conversation.positions, " after ", s.turns));
+                         " turns, not ", s->conversation.positions, " after ", s->turns));
     }
   }
 
@@ -271,8 +312,11 @@ class Simulation {
       Wrong("the counts do not add up");
     if (s.admitted != submitted_ || s.completed + s.cancelled + s.failed != ended_)
       Wrong("a request was not counted, or twice");
-    if (s.pages_used > s.pages_total || s.pages_used != world_.pool->used())
-      Wrong("pages are miscounted");
+  }
+
+  void CheckCorruptions() {
+    const int64_t rows = world_->model->corruptions();
+    if (rows > 0) Wrong(absl::StrCat(rows, " rows of another sequence were read"));
   }
 
   // Everybody reads, nothing fails any more: whoever is open ends within a bound, which is what
@@ -302,18 +346,33 @@ class Simulation {
   void ReturnEverything() {
     int64_t bytes = 0;
     for (const auto& session : sessions_) {
-      CheckSession(*session);
-      const SessionInfo info = *engine().GetSession(session->owner, session->id);
-      if (info.tier == SessionTier::kDevice) bytes += info.kv_bytes;
+      CheckSession(session.get());
+      const auto info = engine().GetSession(session->owner, session->id);
+      if (info.ok() && info->tier == SessionTier::kDevice) bytes += info->kv_bytes;
     }
-    const int64_t used = world_.pool->used() * world_.pool->page_bytes();
+    const int64_t used = world_->pool->used() * world_->pool->page_bytes();
     // Forks share pages, and each is charged for all of its own.
     if (used > bytes || (!forked_ && used != bytes))
       Wrong(absl::StrCat("the pool holds ", used, " bytes, the sessions ", bytes));
     while (!sessions_.empty() && wrong_.empty()) Delete();
-    if (world_.pool->available() != world_.pool->total())
-      Wrong(absl::StrCat(world_.pool->total() - world_.pool->available(), " pages did not return"));
+    if (world_->pool->available() != world_->pool->total())
+      Wrong(
+          absl::StrCat(world_->pool->total() - world_->pool->available(), " pages did not return"));
     if (engine().Stats().sessions != 0) Wrong("a deleted session stays");
+  }
+
+  // A server ends and another begins on the same files: conversations go on.
+  void Restart() {
+    CheckCorruptions();
+    world_.reset();
+    restarted_ = true;
+    StartEngine();
+    submitted_ = ended_ = 0;
+    ++counts_.restarts;
+    for (const auto& session : sessions_) CheckSession(session.get());
+    std::erase_if(sessions_, [](const auto& s) { return s->lost; });
+    for (int i = 0; i < 10 && wrong_.empty(); ++i) Submit();
+    if (wrong_.empty()) RunToTheEnd();
   }
 
   void SwapPages(const Batch& batch) {
@@ -334,12 +393,15 @@ class Simulation {
   SimulationCounts& counts_;
   std::mt19937_64 random_;
   int64_t failure_percent_ = 0;
-  ManualEngine world_;
+  const EngineOptions engine_options_;
+  const int64_t pages_;  // of the pool
+  int64_t max_rows_ = 0;
+  std::optional<ManualEngine> world_;
   double step_seconds_ = 0;
   std::vector<std::shared_ptr<SimulatedRequest>> open_;
   std::vector<std::shared_ptr<SimulatedSession>> sessions_;
   int64_t submitted_ = 0, ended_ = 0;
-  bool forked_ = false, planted_ = false;
+  bool forked_ = false, planted_ = false, restarted_ = false;
   std::string wrong_;
 };
 

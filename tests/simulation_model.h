@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_details.h"
 #include "engine/engine.h"
 #include "tests/fake_model.h"
 
@@ -45,6 +46,7 @@ struct SimulatedSession {
   Conversation conversation;
   int64_t turns = 0;
   bool deleted = false;
+  bool lost = false;
 };
 
 // A request and its reader. The engine calls it; what is wrong is noted in `error`.
@@ -178,7 +180,8 @@ class SimulatedRequest final : public EventSink {
         // that is full; a deadline that is too near.
         allowed =
             code == absl::StatusCode::kResourceExhausted ||
-            (code == absl::StatusCode::kFailedPrecondition && session) ||
+            (session &&
+             (Reason(end.status) == kSessionBusy || Reason(end.status) == kSessionLost)) ||
             (code == absl::StatusCode::kNotFound && session && session->deleted) ||
             (code == absl::StatusCode::kInvalidArgument && session) ||
             (code == absl::StatusCode::kDeadlineExceeded && request.deadline != TimePoint::max());
