@@ -172,7 +172,7 @@ absl::Status CompareJob::Feed(Side* side, StepBatch* batch) {
   batch->Add(&s, tokens, prefill, /*wants_logits=*/false, {});
   if (!batch->Upload()) return absl::ResourceExhaustedError("no memory for a step's batch");
   const TimePoint begin = clock_->Now();
-  model_->Forward(batch->batch(), pool_->kv(), nullptr, 0);
+  const float* const residual = model_->ForwardResidual(batch->batch(), pool_->kv());
   backend_->Synchronize();
   if (prefill) side->prefill_seconds += Seconds(begin, clock_->Now());
   s.cache->Advance(tokens);
@@ -183,7 +183,7 @@ absl::Status CompareJob::Feed(Side* side, StepBatch* batch) {
     const int64_t hidden = model_->config().hidden;
     const size_t kept = side->rows.size();
     side->rows.resize(kept + size_t(rows * hidden));
-    backend_->CopyOut(side->rows.data() + kept, model_->Residual() + (first - side->fed) * hidden,
+    backend_->CopyOut(side->rows.data() + kept, residual + (first - side->fed) * hidden,
                       size_t(rows * hidden) * sizeof(float));
   }
   side->fed += tokens;

@@ -40,6 +40,26 @@ absl::StatusOr<DType> ResolveDType(const std::string& name, const Backend& backe
   return absl::InvalidArgumentError(absl::StrCat("--dtype: '", name, "' is not auto, f32 or bf16"));
 }
 
+absl::StatusOr<DType> ResolveLinearDType(const std::string& name, DType dtype,
+                                         const Backend& backend) {
+  if (name == "auto") return dtype;
+  if (name != "bf16" && name != "fp8") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--linear-dtype: '", name, "' is not auto, bf16 or fp8"));
+  }
+  if (dtype != DType::kBF16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--linear-dtype: ", name, " goes with --dtype=bf16, not ", Name(dtype)));
+  }
+  if (name == "bf16") return dtype;
+  if (!backend.HasFastE4M3()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--linear-dtype=fp8 needs a GPU of compute capability 9.0 (Hopper); this is ",
+                     backend.Description()));
+  }
+  return DType::kE4M3;
+}
+
 // Steps are sized for at most about a second: a GPU reads ten thousand tokens in that time, a CPU
 // of a few cores a thousand.
 EngineOptions ResolveOptions(EngineOptions options, const ModelConfig& config, bool cpu) {
@@ -84,10 +104,6 @@ absl::StatusOr<int64_t> ResolvePages(const EngineOptions& options, const Model& 
   return pages;
 }
 
-int64_t CountParameters(const Model& model) {
-  return model.weight_bytes() / int64_t(SizeOf(model.dtype()));
-}
-
 }  // namespace
 
 absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
@@ -101,6 +117,8 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
   LoadedEngine loaded;
   loaded.config = checkpoint->config();
   loaded.dtype = dtype;
+  ASSIGN_OR_RETURN(loaded.linear_dtype,
+                   ResolveLinearDType(config.linear_dtype, dtype, *choice.backend));
   loaded.backend = choice.name;
   loaded.gpu_unused = choice.gpu_unused;
   loaded.backend_description = choice.backend->Description();
@@ -117,12 +135,13 @@ absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config) {
       Transformer::Load(
           *checkpoint, choice.backend.get(),
           {.dtype = dtype,
+           .e4m3_linears = loaded.linear_dtype == DType::kE4M3,
            // Every decode and one segment fit without growing.
            .step_rows = std::max({loaded.options.step_tokens, loaded.options.lone_chunk_tokens,
                                   loaded.options.max_sequences + kLargestSegment}),
            .max_context = loaded.context,
            .max_seqs = loaded.options.max_sequences}));
-  loaded.parameters = CountParameters(*model);
+  loaded.parameters = model->parameters();
   ASSIGN_OR_RETURN(const int64_t pages, ResolvePages(loaded.options, *model, *choice.backend, cpu));
   std::string identity;
   if (!loaded.options.session_dir.empty()) {

@@ -20,7 +20,10 @@ struct EngineConfig {
   std::string model_path;        // a Hugging Face folder or a .gguf file
   std::string backend = "auto";  // auto, cpu, cuda
   std::string dtype = "auto";    // auto, f32, bf16
-  int threads = 0;               // CPU threads; 0: one per core
+  // Of the layers' linears: auto (as dtype), bf16, or fp8: weights and what they are multiplied
+  // with in 8-bit floats, which a GPU must have.
+  std::string linear_dtype = "auto";
+  int threads = 0;  // CPU threads; 0: one per core
   EngineOptions options;
   // See MakeBackend.
   std::function<void(const std::string&)> on_device_error = nullptr;
@@ -32,6 +35,7 @@ struct EngineConfig {
 struct LoadedEngine {
   ModelConfig config;
   DType dtype = DType::kF32;
+  DType linear_dtype = DType::kF32;
   std::string backend;              // "cpu" or "cuda"
   std::string backend_description;  // "CPU: 2 threads, avx512_bf16, amx"
   std::string gpu_unused;           // see BackendChoice
@@ -43,8 +47,8 @@ struct LoadedEngine {
 };
 
 // NOT_FOUND, INVALID_ARGUMENT, UNIMPLEMENTED: the checkpoint (see Checkpoint::Open) or a field of
-// `config`, named. RESOURCE_EXHAUSTED: it does not fit into memory. FAILED_PRECONDITION: cuda was
-// asked for and is not there.
+// `config`, named. RESOURCE_EXHAUSTED: it does not fit into memory. FAILED_PRECONDITION: cuda or
+// fp8 was asked for and is not there.
 absl::StatusOr<LoadedEngine> LoadEngine(const EngineConfig& config);
 
 // The engine over any model and backend: what LoadEngine ends with, and what tests begin with.

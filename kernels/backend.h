@@ -129,8 +129,9 @@ struct Batch {
 struct Matrix {
   void* data = nullptr;  // [rows, cols]
   DType dtype = DType::kF32;
-  int64_t rows = 0;  // outputs
-  int64_t cols = 0;  // inputs
+  int64_t rows = 0;               // outputs
+  int64_t cols = 0;               // inputs
+  const float* scales = nullptr;  // [rows] of kE4M3: a weight is data * scales[its row]
 };
 
 struct AttentionShape {
@@ -153,6 +154,7 @@ struct RmsNormParams {
   DType out_dtype = DType::kF32;
   int64_t rows = 0, hidden = 0;
   float eps = 1e-5f;
+  float* scales = nullptr;  // [rows], written when out_dtype is kE4M3
 };
 
 struct LinearParams {
@@ -163,13 +165,32 @@ struct LinearParams {
   DType out_dtype = DType::kF32;
   bool accumulate = false;  // out += instead of out = (out_dtype kF32 only)
   int64_t rows = 0;
+  const float* x_scales = nullptr;  // [rows] when w is kE4M3
 };
 
 struct SwiGluParams {
   const void* gate_up = nullptr;  // [rows, 2, ffn]: gate, then up
   void* out = nullptr;            // [rows, ffn]: silu(gate) * up
-  DType dtype = DType::kF32;      // of both
+  DType dtype = DType::kF32;      // of both; of gate_up when there are scales
   int64_t rows = 0, ffn = 0;
+  float* scales = nullptr;  // [rows], written; out is kE4M3 then
+};
+
+// Rows as kE4M3, each with the scale that makes its largest element 448.
+struct QuantizeParams {
+  const void* x = nullptr;  // [rows, cols]
+  DType dtype = DType::kF32;
+  e4m3_t* out = nullptr;    // [rows, cols]
+  float* scales = nullptr;  // [rows]
+  int64_t rows = 0, cols = 0;
+};
+
+// Copies rows: out[i] = x[row_index[i]].
+struct GatherRowsParams {
+  const void* x = nullptr;             // [*, row_bytes]
+  const int32_t* row_index = nullptr;  // [rows]
+  void* out = nullptr;                 // [rows, row_bytes]
+  int64_t rows = 0, row_bytes = 0;     // row_bytes: a multiple of 2
 };
 
 // q/k norm, RoPE, writes to the cache: K, V, positions, block bounds (bounds of blocks that this
@@ -331,6 +352,8 @@ class Backend {
   virtual std::string Description()
       const = 0;                        // "CPU: 2 threads, avx512_bf16, amx", "CUDA: NVIDIA H100"
   virtual DType AutoDType() const = 0;  // what --dtype=auto means here
+  // Whether linears of kE4M3 are fast here; they work on a CPU too, as the twin of a GPU's.
+  virtual bool HasFastE4M3() const = 0;
 
   // Memory. Alloc returns zeroed memory, or null when there is not enough.
   virtual void* Alloc(size_t bytes) = 0;
@@ -368,6 +391,8 @@ class Backend {
   virtual void RmsNorm(const RmsNormParams& p) = 0;
   virtual void Linear(const LinearParams& p) = 0;
   virtual void SwiGlu(const SwiGluParams& p) = 0;
+  virtual void Quantize(const QuantizeParams& p) = 0;
+  virtual void GatherRows(const GatherRowsParams& p) = 0;
   virtual void QkvPost(const QkvParams& p) = 0;
   virtual void SelectBlocks(const SelectParams& p) = 0;
   virtual void PrefillAttention(const PrefillAttentionParams& p) = 0;
@@ -377,10 +402,10 @@ class Backend {
   virtual void Sample(const SampleParams& p) = 0;
   virtual void CompareLogits(const CompareLogitsParams& p) = 0;
 
-  // Runs `step`, which calls Embed, RmsNorm, Linear, SwiGlu, QkvPost and DecodeAttention and
-  // nothing else of the backend. Calls with one key do the same work on the same buffers (only what
-  // is in them differs), so that a backend may record the work once and replay it: then `step` is
-  // not called.
+  // Runs `step`, which calls Embed, RmsNorm, Linear, SwiGlu, Quantize, GatherRows, QkvPost and
+  // DecodeAttention and nothing else of the backend. Calls with one key do the same work on the
+  // same buffers (only what is in them differs), so that a backend may record the work once and
+  // replay it: then `step` is not called.
   virtual void Replay(uint64_t /*key*/, const std::function<void()>& step) { step(); }
 };
 

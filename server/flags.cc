@@ -227,6 +227,9 @@ FlagSet MakeServerFlagSet(ServerFlags* flags) {
   set.Add("model-name", &flags->model_name, "what GetModel answers; empty: the model's own");
   set.AddChoice("dtype", &flags->dtype, {"auto", "f32", "bf16"},
                 "type of weights, activations and KV; auto: bf16 where the machine has it");
+  set.AddChoice(
+      "linear-dtype", &flags->linear_dtype, {"auto", "bf16", "fp8"},
+      "type of the layers' linears; auto: as --dtype; fp8: 8-bit floats, on a Hopper GPU");
   set.AddChoice("backend", &flags->backend, {"auto", "cpu", "cuda"}, "where the model runs");
   set.Add("threads", &flags->threads, "CPU threads of the model; 0: one per core");
   AddNetworkFlags(&set, flags);

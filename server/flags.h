@@ -17,6 +17,7 @@ struct ServerFlags {
   std::string model;
   std::string model_name;
   std::string dtype = "auto";
+  std::string linear_dtype = "auto";
   std::string backend = "auto";
   int threads = 0;
 

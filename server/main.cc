@@ -177,6 +177,7 @@ class Program {
                         {"architecture", model_->config.family},
                         {"backend", model_->backend},
                         {"dtype", model_->dtype},
+                        {"linear_dtype", model_->linear_dtype},
                         {"context_tokens", model_->context_tokens},
                         {"seconds", std::chrono::duration<double>(Clock::now() - start).count()}});
     return absl::OkStatus();

@@ -16,6 +16,7 @@ EngineConfig ToEngineConfig(const ServerFlags& flags) {
   config.model_path = flags.model;
   config.backend = flags.backend;
   config.dtype = flags.dtype;
+  config.linear_dtype = flags.linear_dtype;
   config.threads = flags.threads;
   config.options.max_context = flags.max_context;
   config.options.kv_bytes = flags.kv_bytes;
@@ -66,6 +67,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> LoadServedModel(
   model->name = flags.model_name.empty() ? loaded.config.name : flags.model_name;
   model->config = std::move(loaded.config);
   model->dtype = loaded.dtype == DType::kBF16 ? "bf16" : "f32";
+  model->linear_dtype = loaded.linear_dtype == DType::kE4M3 ? "fp8" : model->dtype;
   model->backend = loaded.backend;
   model->gpu_unused = loaded.gpu_unused;
   model->parameters = loaded.parameters;

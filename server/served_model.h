@@ -18,9 +18,10 @@ namespace entropyserve {
 struct ServedModel {
   std::string name;
   ModelConfig config;
-  std::string dtype;       // "f32", "bf16"
-  std::string backend;     // "cpu", "cuda"
-  std::string gpu_unused;  // see BackendChoice
+  std::string dtype;         // "f32", "bf16"
+  std::string linear_dtype;  // the same, or "fp8"
+  std::string backend;       // "cpu", "cuda"
+  std::string gpu_unused;    // see BackendChoice
   int64_t parameters = 0;
   int64_t context_tokens = 0;  // served; at most config.context
   EngineOptions options;

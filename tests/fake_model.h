@@ -50,7 +50,10 @@ class FakeModel final : public Model {
   const float* Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                        int64_t num_logits) override;
   // One number a row: the token that follows it.
-  const float* Residual() const override { return residual_.data(); }
+  const float* ForwardResidual(const Batch& batch, const KvPool& pool) override {
+    Forward(batch, pool, nullptr, 0);
+    return residual_.data();
+  }
   void Logits(const float* residual, int64_t n, float* logits) override;
   const ModelConfig& config() const override { return config_; }
   DType dtype() const override { return DType::kF32; }

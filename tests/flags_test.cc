@@ -161,6 +161,7 @@ TEST(ServerFlagsTest, WrongValuesNameTheFlag) {
       {{"--model=m", "--listen=:1"}, "--listen:"},
       {{"--model=m", "--metrics-listen=x"}, "--metrics-listen:"},
       {{"--model=m", "--dtype=f16"}, "--dtype:"},
+      {{"--model=m", "--linear-dtype=e4m3"}, "--linear-dtype:"},
       {{"--model=m", "--max-open-streams=0"}, "--max-open-streams:"},
       {{"--model=m", "--drain-seconds=-1"}, "--drain-seconds:"},
       {{"--model=m", "--drain-seconds=nan"}, "--drain-seconds:"},

@@ -34,6 +34,7 @@ class FlakyBackend final : public Backend {
 
   std::string Description() const override { return cpu_->Description(); }
   DType AutoDType() const override { return cpu_->AutoDType(); }
+  bool HasFastE4M3() const override { return cpu_->HasFastE4M3(); }
   // From the heap: quicker than the CPU backend's own pages, and watched by sanitizers.
   void* Alloc(size_t bytes) override {
     if (fails && fails()) return nullptr;
@@ -69,6 +70,8 @@ class FlakyBackend final : public Backend {
   void RmsNorm(const RmsNormParams& p) override { cpu_->RmsNorm(p); }
   void Linear(const LinearParams& p) override { cpu_->Linear(p); }
   void SwiGlu(const SwiGluParams& p) override { cpu_->SwiGlu(p); }
+  void Quantize(const QuantizeParams& p) override { cpu_->Quantize(p); }
+  void GatherRows(const GatherRowsParams& p) override { cpu_->GatherRows(p); }
   void QkvPost(const QkvParams& p) override { cpu_->QkvPost(p); }
   void SelectBlocks(const SelectParams& p) override { cpu_->SelectBlocks(p); }
   void PrefillAttention(const PrefillAttentionParams& p) override { cpu_->PrefillAttention(p); }

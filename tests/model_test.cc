@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/engine_factory.h"
 #include "engine/weights/safetensors.h"
 #include "tests/model_testing.h"
 
@@ -18,6 +19,11 @@ constexpr double kTolerance = 1e-4;
 // bf16 rounds every weight and every matmul's input: its error against f32 is taken over all logits
 // (norm of the difference over the norm), since a single one may be off by more.
 constexpr double kBF16Tolerance = 2e-2;
+
+// 8-bit linears against bf16 ones, likewise. Rounding to 3 bits of mantissa is off by 2.6 % (root
+// mean square), rounding both factors by 3.7 %. Four layers of four products in a row, of random
+// weights, add that up to 3.7 % * sqrt(16) = 15 %.
+constexpr double kE4M3Tolerance = 0.2;
 
 struct Golden {
   std::vector<int32_t> tokens;
@@ -142,6 +148,26 @@ TEST_P(ModelTest, RoomOfALargeStepIsGivenBack) {
   EXPECT_LT(RelativeError(Prefill(&model, golden.tokens, 1 << 20), golden.logits), kTolerance);
 }
 
+// A step computes of the last layer only what its logits need; cache and counters are the same.
+TEST_P(ModelTest, LogitsOfFewRowsAreThoseOfAllRows) {
+  const Golden golden = ReadGolden(Name());
+  TestModel model = Load(DType::kF32);
+  const int64_t n = int64_t(golden.tokens.size()), vocab = model.model->config().vocab;
+  TestSequence all(&model, golden.tokens, Full(), KeepAll(), 1);
+  TestSequence few(&model, golden.tokens, Full(), KeepAll(), 1);
+  RunStep(&model, {{&all, n}});
+  EXPECT_TRUE(RunStep(&model, {{&few, 128}}, /*last=*/0)[0].empty());
+  const std::vector<float> last = RunStep(&model, {{&few, n - 128}}, /*last=*/3)[0];
+  EXPECT_LT(RelativeError(last, {golden.logits.end() - 3 * vocab, golden.logits.end()}),
+            kTolerance);
+  const SeqCounters expected = all.cache().ReadCounters(), got = few.cache().ReadCounters();
+  EXPECT_GT(got.pairs, 0u);
+  EXPECT_EQ(got.pairs, expected.pairs);
+  EXPECT_EQ(got.box_blocks, expected.box_blocks);
+  const int32_t next = golden.tokens[0];
+  EXPECT_LT(RelativeError(Decode(&model, &few, next), Decode(&model, &all, next)), kTolerance);
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, ModelTest,
                          testing::Values("llama_llama3", "llama_llama3/model.gguf", "llama_linear",
                                          "qwen2_yarn", "qwen3", "pangu_embedded"),
@@ -151,6 +177,71 @@ INSTANTIATE_TEST_SUITE_P(Families, ModelTest,
                                name.begin(), name.end(), [](char c) { return !isalnum(c); }, '_');
                            return name;
                          });
+
+// On a CPU these are the twins of what a GPU runs.
+class E4M3ModelTest : public testing::Test {
+ protected:
+  static TestModel Load(DType dtype, bool e4m3_linears) {
+    return LoadTestModel("synthetic:tiny", dtype, 256, 4096, TestBackend(), e4m3_linears);
+  }
+  static std::vector<int32_t> Tokens(int64_t n) {
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < n; ++i) tokens.push_back(int32_t((i * i * 31 + i * 7) % 512));
+    return tokens;
+  }
+};
+
+TEST_F(E4M3ModelTest, AgreesWithBF16WithinItsTolerance) {
+  TestModel exact = Load(DType::kBF16, false), model = Load(DType::kBF16, true);
+  const std::vector<float> expected = Prefill(&exact, Tokens(200), 1 << 20);
+  const double error = NormError(Prefill(&model, Tokens(200), 1 << 20), expected);
+  RecordProperty("error", std::to_string(error));
+  EXPECT_LT(error, kE4M3Tolerance);
+  EXPECT_GT(error, 1e-2) << "nothing was rounded to 8 bits";
+  EXPECT_EQ(model.model->parameters(), exact.model->parameters());
+  EXPECT_LT(model.model->weight_bytes(), exact.model->weight_bytes() * 6 / 10);
+}
+
+// Every row has its own scale: how a prompt is cut, and what else is in the step, change nothing.
+// In f32, since a difference in the last bit of bf16 moves some of the next 8-bit roundings.
+TEST_F(E4M3ModelTest, ChunkedBatchedAndDecodedIsWhole) {
+  TestModel model = Load(DType::kF32, true);
+  const std::vector<int32_t> tokens = Tokens(201);
+  const int64_t vocab = model.model->config().vocab;
+  const std::vector<float> whole = Prefill(&model, tokens, 1 << 20);
+  EXPECT_LT(NormError(Prefill(&model, tokens, 128), whole), kBF16Tolerance);
+  const auto rows = [&](int64_t begin, int64_t end) {
+    return std::vector<float>(whole.begin() + begin * vocab, whole.begin() + end * vocab);
+  };
+  TestSequence a(&model, {tokens.begin(), tokens.begin() + 200}, Full(), KeepAll(), 2);
+  TestSequence b(&model, {tokens.begin(), tokens.begin() + 40}, Full(), KeepAll(), 0);
+  RunStep(&model, {{&a, 128}}, /*last=*/0);
+  const auto out = RunStep(&model, {{&a, 72}, {&b, 40}}, /*last=*/2);
+  EXPECT_LT(NormError(out[0], rows(198, 200)), kBF16Tolerance);
+  EXPECT_LT(NormError(out[1], rows(38, 40)), kBF16Tolerance);
+  EXPECT_LT(NormError(Decode(&model, &a, tokens[200]), rows(200, 201)), kBF16Tolerance);
+}
+
+TEST(E4M3ModelLoad, RefusesShapesThatTensorCoresCannotRead) {
+  const auto checkpoint = Checkpoint::Open(GoldenPath("models/llama_llama3"));
+  ASSERT_TRUE(checkpoint.ok());
+  const std::unique_ptr<Backend> backend = MakeCpuBackend(1);
+  const auto model =
+      Transformer::Load(**checkpoint, backend.get(), {.dtype = DType::kBF16, .e4m3_linears = true});
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument) << model.status();
+  EXPECT_NE(model.status().message().find("--linear-dtype"), std::string::npos) << model.status();
+}
+
+TEST(E4M3ModelLoad, EngineNeedsHardwareAndBF16) {
+  EngineConfig config{.model_path = "synthetic:tiny", .backend = "cpu", .dtype = "bf16"};
+  config.linear_dtype = "fp8";
+  const absl::Status on_cpu = LoadEngine(config).status();
+  EXPECT_EQ(on_cpu.code(), absl::StatusCode::kFailedPrecondition) << on_cpu;
+  EXPECT_NE(on_cpu.message().find("compute capability 9.0"), std::string::npos) << on_cpu;
+  config.dtype = "f32";
+  const absl::Status in_f32 = LoadEngine(config).status();
+  EXPECT_EQ(in_f32.code(), absl::StatusCode::kInvalidArgument) << in_f32;
+}
 
 }  // namespace
 }  // namespace entropyserve

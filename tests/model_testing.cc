@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "engine/make_backend.h"
+#include "engine/weights/synthetic.h"
 #include "kernels/check.h"
 
 namespace entropyserve {
@@ -17,20 +18,25 @@ std::string TestBackend() {
 }
 
 TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows, int64_t pages,
-                        const std::string& backend) {
+                        const std::string& backend, bool e4m3_linears) {
   constexpr int kThreads = 2;
   TestModel t;
   auto choice = MakeBackend(backend, kThreads);
   if (!choice.ok()) std::fprintf(stderr, "%s\n", choice.status().ToString().c_str());
   Check(choice.ok(), "test backend");
   t.backend = std::move(choice->backend);
-  auto checkpoint = Checkpoint::Open(path);
+  auto checkpoint = path.starts_with(kSyntheticPrefix)
+                        ? OpenSynthetic(path.substr(kSyntheticPrefix.size()))
+                        : Checkpoint::Open(path);
   if (!checkpoint.ok()) std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str());
   Check(checkpoint.ok(), "golden checkpoint");
   t.checkpoint = *std::move(checkpoint);
-  auto model =
-      Transformer::Load(*t.checkpoint, t.backend.get(),
-                        {.dtype = dtype, .step_rows = rows, .max_context = 8192, .max_seqs = rows});
+  auto model = Transformer::Load(*t.checkpoint, t.backend.get(),
+                                 {.dtype = dtype,
+                                  .e4m3_linears = e4m3_linears,
+                                  .step_rows = rows,
+                                  .max_context = 8192,
+                                  .max_seqs = rows});
   if (!model.ok()) std::fprintf(stderr, "%s\n", model.status().ToString().c_str());
   Check(model.ok(), "golden model");
   t.model = *std::move(model);

@@ -34,9 +34,11 @@ struct TestModel {
 // What ES_TEST_BACKEND says, as --backend; cpu without it.
 std::string TestBackend();
 
-// `rows`: the largest step; every row of it may ask for logits. `backend`: as --backend.
+// `path`: a checkpoint's, or synthetic:SHAPE. `rows`: the largest step; every row of it may ask for
+// logits. `backend`: as --backend.
 TestModel LoadTestModel(const std::string& path, DType dtype, int64_t rows = 256,
-                        int64_t pages = 4096, const std::string& backend = TestBackend());
+                        int64_t pages = 4096, const std::string& backend = TestBackend(),
+                        bool e4m3_linears = false);
 
 // One sequence on a TestModel. Several may share a step: see RunStep.
 class TestSequence {

@@ -25,9 +25,9 @@ class Model {
   virtual const float* Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                                int64_t num_logits) = 0;
 
-  // What the last Forward left of its batch, f32 [rows, config().hidden], before the final norm;
-  // valid until the next call.
-  virtual const float* Residual() const = 0;
+  // The same step, for what it leaves of every row: f32 [rows, config().hidden], before the final
+  // norm; valid until the next call. (Forward computes of the last layer what its logits need.)
+  virtual const float* ForwardResidual(const Batch& batch, const KvPool& pool) = 0;
   // Raw logits [n, vocab] of n rows of such a residual stream; n is at most kMaxLogitsRows.
   virtual void Logits(const float* residual, int64_t n, float* logits) = 0;
   static constexpr int64_t kMaxLogitsRows = 64;

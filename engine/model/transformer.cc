@@ -57,6 +57,8 @@ absl::Status Transformer::EnsureRows(int64_t rows) {
   take(attention_, rows * q_width * int64_t(Act()));
   take(gate_up_, slice * 2 * c.ffn * int64_t(Act()));
   take(mlp_, slice * c.ffn * int64_t(Act()));
+  take(scales_, options_.e4m3_linears ? rows : 1);
+  take(wanted_, options_.max_seqs * c.hidden);
   take(probe_out_, rows * q_width);
   take(list_counts_, segments * c.kv_heads);
   take(list_blocks_, segments * c.kv_heads * capacity);
@@ -75,24 +77,31 @@ absl::Status Transformer::EnsureRows(int64_t rows) {
 
 const float* Transformer::Forward(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
                                   int64_t num_logits) {
-  Check(batch.rows <= rows_, "a step larger than its activations");
   Check(num_logits <= options_.max_seqs, "more logits than sequences");
-  if (batch.num_segments > 0) {
-    RunStep(batch, pool, logit_rows, num_logits);
-  } else {
-    // Decodes only: work of a few kernels a layer, where launching them one by one shows.
-    backend_->Replay(DecodeKey(batch, pool, logit_rows, num_logits),
-                     [&] { RunStep(batch, pool, logit_rows, num_logits); });
-  }
+  Run(batch, pool, logit_rows, num_logits, /*every_row=*/false);
   return num_logits > 0 ? logits_.data() : nullptr;
+}
+
+const float* Transformer::ForwardResidual(const Batch& batch, const KvPool& pool) {
+  Run(batch, pool, nullptr, 0, /*every_row=*/true);
+  return x_.data();
+}
+
+void Transformer::Run(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
+                      int64_t num_logits, bool every_row) {
+  Check(batch.rows <= rows_, "a step larger than its activations");
+  const auto step = [&] { RunStep(batch, pool, logit_rows, num_logits, every_row); };
+  if (batch.num_segments > 0) return step();
+  // Decodes only: work of a few kernels a layer, where launching them one by one shows.
+  backend_->Replay(DecodeKey(batch, pool, logit_rows, num_logits, every_row), step);
 }
 
 // Everything that the operators of a decode step take from the host.
 uint64_t Transformer::DecodeKey(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
-                                int64_t num_logits) const {
+                                int64_t num_logits, bool every_row) const {
   StepKey key;
   for (int64_t n : {int64_t{batch.rows}, int64_t{batch.num_seqs}, int64_t{batch.num_decodes},
-                    num_logits, rows_}) {
+                    num_logits, int64_t{every_row}, rows_}) {
     key.Add(uint64_t(n));
   }
   for (const void* p :
@@ -103,7 +112,8 @@ uint64_t Transformer::DecodeKey(const Batch& batch, const KvPool& pool, const in
         static_cast<const void*>(x_.data()), static_cast<const void*>(normed_.data()),
         static_cast<const void*>(qkv_.data()), static_cast<const void*>(q_.data()),
         static_cast<const void*>(attention_.data()), static_cast<const void*>(gate_up_.data()),
-        static_cast<const void*>(mlp_.data()), static_cast<const void*>(logits_.data())}) {
+        static_cast<const void*>(mlp_.data()), static_cast<const void*>(scales_.data()),
+        static_cast<const void*>(wanted_.data()), static_cast<const void*>(logits_.data())}) {
     key.Add(p);
   }
   // The bounds' kernel runs where a sequence still has them.
@@ -114,14 +124,30 @@ uint64_t Transformer::DecodeKey(const Batch& batch, const KvPool& pool, const in
 }
 
 void Transformer::RunStep(const Batch& batch, const KvPool& pool, const int32_t* logit_rows,
-                          int64_t num_logits) {
+                          int64_t num_logits, bool every_row) {
   const ModelConfig& c = config_;
-  backend_->Embed({batch.tokens, embedding_, x_.data(), batch.rows});
+  float* x = x_.data();
+  char* attention = attention_.data();
+  int64_t rows = batch.rows;
+  backend_->Embed({batch.tokens, embedding_, x, rows});
   for (int i = 0; i < c.layers; ++i) {
     Attention(layers_[i], i, batch, pool);
-    Mlp(layers_[i], batch.rows);
+    if (i + 1 == c.layers && !every_row && num_logits < rows) {
+      // K and V are written: of the rest of the last layer, only rows with logits matter.
+      if (num_logits == 0) return;
+      const int64_t attention_bytes = int64_t{c.heads} * c.head_dim * int64_t(Act());
+      backend_->GatherRows(
+          {x, logit_rows, wanted_.data(), num_logits, c.hidden * int64_t{sizeof(float)}});
+      backend_->GatherRows({attention, logit_rows, qkv_.data(), num_logits, attention_bytes});
+      x = wanted_.data();
+      attention = qkv_.data();
+      rows = num_logits;
+      logit_rows = nullptr;
+    }
+    AttentionOutput(layers_[i], attention, x, rows);
+    Mlp(layers_[i], x, rows);
   }
-  if (num_logits > 0) Head(x_.data(), logit_rows, num_logits, logits_.data());
+  if (num_logits > 0) Head(x, logit_rows, num_logits, logits_.data());
 }
 
 void Transformer::Head(const float* x, const int32_t* rows, int64_t n, float* logits) {
@@ -137,22 +163,28 @@ void Transformer::Head(const float* x, const int32_t* rows, int64_t n, float* lo
   backend_->Linear({.x = normed_.data(), .w = head_, .out = logits, .rows = n});
 }
 
+void Transformer::Norm(const float* x, const float* weight, int64_t n) {
+  backend_->RmsNorm({.x = x,
+                     .weight = weight,
+                     .out = normed_.data(),
+                     .out_dtype = LinearType(),
+                     .rows = n,
+                     .hidden = config_.hidden,
+                     .eps = config_.norm_eps,
+                     .scales = Scales()});
+}
+
 void Transformer::Attention(const Layer& layer, int index, const Batch& batch, const KvPool& pool) {
   const ModelConfig& c = config_;
   const DType dtype = options_.dtype;
-  backend_->RmsNorm({.x = x_.data(),
-                     .weight = layer.attention_norm,
-                     .out = normed_.data(),
-                     .out_dtype = dtype,
-                     .rows = batch.rows,
-                     .hidden = c.hidden,
-                     .eps = c.norm_eps});
+  Norm(x_.data(), layer.attention_norm, batch.rows);
   backend_->Linear({.x = normed_.data(),
                     .w = layer.qkv,
                     .bias = layer.qkv_bias,
                     .out = qkv_.data(),
                     .out_dtype = dtype,
-                    .rows = batch.rows});
+                    .rows = batch.rows,
+                    .x_scales = Scales()});
   backend_->QkvPost({.batch = &batch,
                      .pool = pool,
                      .shape = shape(),
@@ -190,40 +222,46 @@ void Transformer::Attention(const Layer& layer, int index, const Batch& batch, c
                                .q = q_.data(),
                                .out = attention_.data()});
   }
-  backend_->Linear({.x = attention_.data(),
-                    .w = layer.o,
-                    .bias = layer.o_bias,
-                    .out = x_.data(),
-                    .accumulate = true,
-                    .rows = batch.rows});
 }
 
-void Transformer::Mlp(const Layer& layer, int64_t rows) {
+void Transformer::AttentionOutput(const Layer& layer, char* attention, float* x, int64_t n) {
+  const void* in = attention;
+  if (options_.e4m3_linears) {
+    char* const quantized = attention == qkv_.data() ? attention_.data() : qkv_.data();
+    backend_->Quantize({attention, options_.dtype, reinterpret_cast<e4m3_t*>(quantized),
+                        scales_.data(), n, int64_t{config_.heads} * config_.head_dim});
+    in = quantized;
+  }
+  backend_->Linear({.x = in,
+                    .w = layer.o,
+                    .bias = layer.o_bias,
+                    .out = x,
+                    .accumulate = true,
+                    .rows = n,
+                    .x_scales = Scales()});
+}
+
+// In slices, so that gate and up of a large step fit.
+void Transformer::Mlp(const Layer& layer, float* x, int64_t n) {
   const ModelConfig& c = config_;
-  const DType dtype = options_.dtype;
-  for (int64_t begin = 0; begin < rows; begin += options_.step_rows) {
-    const int64_t n = std::min(options_.step_rows, rows - begin);
-    float* const x = x_.data() + begin * c.hidden;
-    backend_->RmsNorm({.x = x,
-                       .weight = layer.mlp_norm,
-                       .out = normed_.data(),
-                       .out_dtype = dtype,
-                       .rows = n,
-                       .hidden = c.hidden,
-                       .eps = c.norm_eps});
+  for (; n > 0; n -= options_.step_rows, x += options_.step_rows * c.hidden) {
+    const int64_t rows = std::min(options_.step_rows, n);
+    Norm(x, layer.mlp_norm, rows);
     backend_->Linear({.x = normed_.data(),
                       .w = layer.gate_up,
                       .bias = layer.gate_up_bias,
                       .out = gate_up_.data(),
-                      .out_dtype = dtype,
-                      .rows = n});
-    backend_->SwiGlu({gate_up_.data(), mlp_.data(), dtype, n, c.ffn});
+                      .out_dtype = options_.dtype,
+                      .rows = rows,
+                      .x_scales = Scales()});
+    backend_->SwiGlu({gate_up_.data(), mlp_.data(), options_.dtype, rows, c.ffn, Scales()});
     backend_->Linear({.x = mlp_.data(),
                       .w = layer.down,
                       .bias = layer.down_bias,
                       .out = x,
                       .accumulate = true,
-                      .rows = n});
+                      .rows = rows,
+                      .x_scales = Scales()});
   }
 }
 

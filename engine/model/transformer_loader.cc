@@ -19,6 +19,7 @@ class Transformer::Loader {
 
   absl::Status Load() {
     const int64_t hidden = config_.hidden;
+    if (model_->options_.e4m3_linears) RETURN_IF_ERROR(MakeRoomForWide());
     RETURN_IF_ERROR(
         LoadMatrix({{"model.embed_tokens.weight", config_.vocab}}, hidden, &model_->embedding_));
     if (config_.tied_embeddings) {
@@ -60,10 +61,10 @@ class Transformer::Loader {
         LoadVector({{prefix + "input_layernorm.weight", hidden}}, &layer->attention_norm));
     RETURN_IF_ERROR(
         LoadVector({{prefix + "post_attention_layernorm.weight", hidden}}, &layer->mlp_norm));
-    RETURN_IF_ERROR(LoadMatrix(qkv("weight"), hidden, &layer->qkv));
-    RETURN_IF_ERROR(LoadMatrix({{prefix + "self_attn.o_proj.weight", hidden}}, q, &layer->o));
-    RETURN_IF_ERROR(LoadMatrix(gate_up("weight"), hidden, &layer->gate_up));
-    RETURN_IF_ERROR(LoadMatrix({{prefix + "mlp.down_proj.weight", hidden}}, ffn, &layer->down));
+    RETURN_IF_ERROR(LoadLinear(qkv("weight"), hidden, &layer->qkv));
+    RETURN_IF_ERROR(LoadLinear({{prefix + "self_attn.o_proj.weight", hidden}}, q, &layer->o));
+    RETURN_IF_ERROR(LoadLinear(gate_up("weight"), hidden, &layer->gate_up));
+    RETURN_IF_ERROR(LoadLinear({{prefix + "mlp.down_proj.weight", hidden}}, ffn, &layer->down));
     if (config_.qkv_bias) RETURN_IF_ERROR(LoadVector(qkv("bias"), &layer->qkv_bias));
     if (config_.o_bias) {
       RETURN_IF_ERROR(LoadVector({{prefix + "self_attn.o_proj.bias", hidden}}, &layer->o_bias));
@@ -92,32 +93,79 @@ class Transformer::Loader {
     return model_->weights_.back().data();
   }
 
-  // Stacks tensors of [rows, cols] on top of each other. A strip at a time goes through `staging_`,
-  // so that no tensor exists twice.
+  // Stacks tensors of [rows, cols] on top of each other.
   absl::Status LoadMatrix(const std::vector<Part>& parts, int64_t cols, Matrix* matrix) {
     const DType dtype = model_->options_.dtype;
-    int64_t rows = 0;
-    for (const Part& part : parts) rows += part.rows;
-    const int64_t row_bytes = cols * int64_t(SizeOf(dtype));
+    const int64_t rows = Rows(parts), row_bytes = cols * int64_t(SizeOf(dtype));
     ASSIGN_OR_RETURN(char* data, Allocate(rows * row_bytes, parts[0].name));
     *matrix = {data, dtype, rows, cols};
-    const int64_t strip = std::max<int64_t>(1, kStagingBytes / row_bytes);
     for (const Part& part : parts) {
-      if (const std::optional<uint64_t> seed = checkpoint_.RandomSeed(part.name)) {
-        model_->backend_->FillRandom(data, dtype, part.rows * cols, Checkpoint::Range(cols), *seed);
-        data += part.rows * row_bytes;
-        continue;
-      }
-      for (int64_t row = 0; row < part.rows; row += strip) {
-        const int64_t end = std::min(part.rows, row + strip);
-        staging_.resize((end - row) * row_bytes);
-        RETURN_IF_ERROR(
-            checkpoint_.Read(part.name, {part.rows, cols}, row, end, dtype, staging_.data()));
-        model_->backend_->CopyIn(data, staging_.data(), staging_.size());
-        data += staging_.size();
-      }
+      RETURN_IF_ERROR(ReadPart(part, cols, data));
+      data += part.rows * row_bytes;
     }
     return absl::OkStatus();
+  }
+
+  // The same of a layer's linear, which may be quantized: a part at a time, by way of wide_.
+  absl::Status LoadLinear(const std::vector<Part>& parts, int64_t cols, Matrix* matrix) {
+    if (!model_->options_.e4m3_linears) return LoadMatrix(parts, cols, matrix);
+    const int64_t rows = Rows(parts);
+    if (rows % kE4M3Multiple != 0 || cols % kE4M3Multiple != 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--linear-dtype=fp8: ", parts[0].name, " is part of a matrix of ", rows,
+                       " x ", cols, ", which must be multiples of ", kE4M3Multiple));
+    }
+    ASSIGN_OR_RETURN(char* data, Allocate(rows * cols, parts[0].name));
+    ASSIGN_OR_RETURN(char* scale_bytes, Allocate(rows * int64_t{sizeof(float)}, "scales"));
+    float* scales = reinterpret_cast<float*>(scale_bytes);
+    *matrix = {data, DType::kE4M3, rows, cols, scales};
+    for (const Part& part : parts) {
+      RETURN_IF_ERROR(ReadPart(part, cols, wide_.data()));
+      model_->backend_->Quantize({wide_.data(), model_->options_.dtype,
+                                  reinterpret_cast<e4m3_t*>(data), scales, part.rows, cols});
+      data += part.rows * cols;
+      scales += part.rows;
+    }
+    return absl::OkStatus();
+  }
+
+  static int64_t Rows(const std::vector<Part>& parts) {
+    int64_t rows = 0;
+    for (const Part& part : parts) rows += part.rows;
+    return rows;
+  }
+
+  // One tensor in the model's dtype, a strip at a time through `staging_`, so that none exists
+  // twice in the host's memory.
+  absl::Status ReadPart(const Part& part, int64_t cols, char* data) {
+    const DType dtype = model_->options_.dtype;
+    const int64_t row_bytes = cols * int64_t(SizeOf(dtype));
+    model_->parameters_ += part.rows * cols;
+    if (const std::optional<uint64_t> seed = checkpoint_.RandomSeed(part.name)) {
+      model_->backend_->FillRandom(data, dtype, part.rows * cols, Checkpoint::Range(cols), *seed);
+      return absl::OkStatus();
+    }
+    const int64_t strip = std::max<int64_t>(1, kStagingBytes / row_bytes);
+    for (int64_t row = 0; row < part.rows; row += strip) {
+      const int64_t end = std::min(part.rows, row + strip);
+      staging_.resize((end - row) * row_bytes);
+      RETURN_IF_ERROR(
+          checkpoint_.Read(part.name, {part.rows, cols}, row, end, dtype, staging_.data()));
+      model_->backend_->CopyIn(data, staging_.data(), staging_.size());
+      data += staging_.size();
+    }
+    return absl::OkStatus();
+  }
+
+  // The largest tensor of a layer, before it is quantized.
+  absl::Status MakeRoomForWide() {
+    const int64_t q = int64_t{config_.heads} * config_.head_dim;
+    const int64_t bytes = config_.hidden * std::max<int64_t>(q, config_.ffn) *
+                          int64_t(SizeOf(model_->options_.dtype));
+    wide_ = DeviceArray<char>(model_->backend_, bytes);
+    if (wide_.ok()) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("weights do not fit: quantizing one takes ", bytes, " bytes more"));
   }
 
   // Vectors (norms, biases) are f32 whatever the model's dtype is.
@@ -133,6 +181,7 @@ class Transformer::Loader {
   }
 
   absl::Status Store(const std::vector<float>& values, const float** out) {
+    model_->parameters_ += int64_t(values.size());
     const int64_t bytes = int64_t(values.size() * sizeof(float));
     ASSIGN_OR_RETURN(char* data, Allocate(bytes, "a vector"));
     model_->backend_->CopyIn(data, values.data(), bytes);
@@ -141,10 +190,12 @@ class Transformer::Loader {
   }
 
   static constexpr int64_t kStagingBytes = 16 << 20;
+  static constexpr int64_t kE4M3Multiple = 16;  // tensor cores read 16 bytes at a time
   const Checkpoint& checkpoint_;
   Transformer* const model_;
   const ModelConfig& config_;
   std::vector<char> staging_;
+  DeviceArray<char> wide_;
 };
 
 absl::StatusOr<std::unique_ptr<Transformer>> Transformer::Load(const Checkpoint& checkpoint,

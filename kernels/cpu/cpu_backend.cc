@@ -110,6 +110,8 @@ void CpuBackend::Embed(const EmbedParams& p) { cpu::Embed(workers_.pool, p); }
 void CpuBackend::RmsNorm(const RmsNormParams& p) { cpu::RmsNorm(workers_.pool, p); }
 void CpuBackend::Linear(const LinearParams& p) { cpu::Linear(workers_, p); }
 void CpuBackend::SwiGlu(const SwiGluParams& p) { cpu::SwiGlu(workers_.pool, p); }
+void CpuBackend::Quantize(const QuantizeParams& p) { cpu::Quantize(workers_.pool, p); }
+void CpuBackend::GatherRows(const GatherRowsParams& p) { cpu::GatherRows(workers_.pool, p); }
 void CpuBackend::QkvPost(const QkvParams& p) { cpu::QkvPost(workers_.pool, p); }
 void CpuBackend::SelectBlocks(const SelectParams& p) { cpu::SelectBlocks(workers_, p); }
 void CpuBackend::PrefillAttention(const PrefillAttentionParams& p) {

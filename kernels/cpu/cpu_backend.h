@@ -17,6 +17,7 @@ class CpuBackend final : public Backend {
 
   std::string Description() const override;
   DType AutoDType() const override;
+  bool HasFastE4M3() const override { return false; }
 
   void* Alloc(size_t bytes) override;
   void Free(void* p) override;
@@ -37,6 +38,8 @@ class CpuBackend final : public Backend {
   void RmsNorm(const RmsNormParams& p) override;
   void Linear(const LinearParams& p) override;
   void SwiGlu(const SwiGluParams& p) override;
+  void Quantize(const QuantizeParams& p) override;
+  void GatherRows(const GatherRowsParams& p) override;
   void QkvPost(const QkvParams& p) override;
   void SelectBlocks(const SelectParams& p) override;
   void PrefillAttention(const PrefillAttentionParams& p) override;

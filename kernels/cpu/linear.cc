@@ -75,18 +75,6 @@ ES_SIMD void DotsBF16(const bf16_t* w, int64_t k, const float* x, int64_t x_stri
   Dots(w, k, x, x_stride, rows, sums);
 }
 
-void StoreOutput(const LinearParams& p, int64_t row, int64_t output, float value) {
-  if (p.bias) value += p.bias[output];
-  const int64_t at = row * p.w.rows + output;
-  if (p.out_dtype == DType::kBF16) {
-    static_cast<bf16_t*>(p.out)[at] = ToBF16(value);
-  } else if (p.accumulate) {
-    static_cast<float*>(p.out)[at] += value;
-  } else {
-    static_cast<float*>(p.out)[at] = value;
-  }
-}
-
 // Outputs [begin, end) for all rows; x as in DotBlock.
 void FewRowsBlock(const LinearParams& p, const float* x, int64_t padded, int64_t begin,
                   int64_t end) {
@@ -192,7 +180,9 @@ void LinearManyRows(Workers& workers, const LinearParams& p) {
 void Linear(Workers& workers, const LinearParams& p) {
   Check(!p.accumulate || p.out_dtype == DType::kF32, "Linear accumulates into f32 only");
   if (p.rows <= 0 || p.w.rows <= 0) return;
-  if (p.rows <= kFewRows && p.w.rows >= kOutputs) {
+  if (p.w.dtype == DType::kE4M3) {
+    LinearE4M3(workers, p);
+  } else if (p.rows <= kFewRows && p.w.rows >= kOutputs) {
     LinearFewRows(workers, p);
   } else {
     LinearManyRows(workers, p);

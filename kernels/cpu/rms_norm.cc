@@ -43,11 +43,16 @@ ES_SIMD void NormRowBF16(const float* x, const float* weight, bf16_t* out, int64
 void RmsNorm(ThreadPool& pool, const RmsNormParams& p) {
   constexpr int64_t kRowsPerTask = 32;
   pool.ParallelFor(CeilDiv(p.rows, kRowsPerTask), [&](int64_t task, int) {
+    std::vector<float> wide(p.out_dtype == DType::kE4M3 ? size_t(p.hidden) : 0);
     const int64_t end = std::min(p.rows, (task + 1) * kRowsPerTask);
     for (int64_t row = task * kRowsPerTask; row < end; ++row) {
       const float* x = p.x + (p.row_index ? p.row_index[row] : row) * p.hidden;
       if (p.out_dtype == DType::kF32) {
         NormRowF32(x, p.weight, static_cast<float*>(p.out) + row * p.hidden, p.hidden, p.eps);
+      } else if (p.out_dtype == DType::kE4M3) {
+        NormRowF32(x, p.weight, wide.data(), p.hidden, p.eps);
+        p.scales[row] =
+            QuantizeRow(wide.data(), p.hidden, static_cast<e4m3_t*>(p.out) + row * p.hidden);
       } else {
         NormRowBF16(x, p.weight, static_cast<bf16_t*>(p.out) + row * p.hidden, p.hidden, p.eps);
       }

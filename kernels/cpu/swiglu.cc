@@ -12,8 +12,8 @@ ES_INLINE F32x16 SiluTimes(F32x16 gate, F32x16 up) {
   return gate / (1.0f + e) * up;
 }
 
-template <typename T>
-ES_INLINE void SwiGluRow(const T* gate, const T* up, T* out, int64_t n) {
+template <typename T, typename Out>
+ES_INLINE void SwiGluRow(const T* gate, const T* up, Out* out, int64_t n) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     simd::Store(out + i, SiluTimes(simd::Load(gate + i), simd::Load(up + i)));
@@ -25,11 +25,26 @@ ES_INLINE void SwiGluRow(const T* gate, const T* up, T* out, int64_t n) {
   }
 }
 
-ES_SIMD void SwiGluRowF32(const float* gate, const float* up, float* out, int64_t n) {
+ES_SIMD void RowF32(const float* gate, const float* up, float* out, int64_t n) {
   SwiGluRow(gate, up, out, n);
 }
-ES_SIMD void SwiGluRowBF16(const bf16_t* gate, const bf16_t* up, bf16_t* out, int64_t n) {
+ES_SIMD void RowBF16(const bf16_t* gate, const bf16_t* up, bf16_t* out, int64_t n) {
   SwiGluRow(gate, up, out, n);
+}
+ES_SIMD void RowBF16ToF32(const bf16_t* gate, const bf16_t* up, float* out, int64_t n) {
+  SwiGluRow(gate, up, out, n);
+}
+
+// Rows of f32 or bf16 as kE4M3, by way of `wide` [ffn].
+void QuantizedRow(const SwiGluParams& p, int64_t row, float* wide) {
+  if (p.dtype == DType::kF32) {
+    const float* gate = static_cast<const float*>(p.gate_up) + row * 2 * p.ffn;
+    RowF32(gate, gate + p.ffn, wide, p.ffn);
+  } else {
+    const bf16_t* gate = static_cast<const bf16_t*>(p.gate_up) + row * 2 * p.ffn;
+    RowBF16ToF32(gate, gate + p.ffn, wide, p.ffn);
+  }
+  p.scales[row] = QuantizeRow(wide, p.ffn, static_cast<e4m3_t*>(p.out) + row * p.ffn);
 }
 
 }  // namespace
@@ -37,14 +52,17 @@ ES_SIMD void SwiGluRowBF16(const bf16_t* gate, const bf16_t* up, bf16_t* out, in
 void SwiGlu(ThreadPool& pool, const SwiGluParams& p) {
   constexpr int64_t kRowsPerTask = 16;
   pool.ParallelFor(CeilDiv(p.rows, kRowsPerTask), [&](int64_t task, int) {
+    std::vector<float> wide(p.scales ? size_t(p.ffn) : 0);
     const int64_t end = std::min(p.rows, (task + 1) * kRowsPerTask);
     for (int64_t row = task * kRowsPerTask; row < end; ++row) {
-      if (p.dtype == DType::kF32) {
+      if (p.scales) {
+        QuantizedRow(p, row, wide.data());
+      } else if (p.dtype == DType::kF32) {
         const float* gate = static_cast<const float*>(p.gate_up) + row * 2 * p.ffn;
-        SwiGluRowF32(gate, gate + p.ffn, static_cast<float*>(p.out) + row * p.ffn, p.ffn);
+        RowF32(gate, gate + p.ffn, static_cast<float*>(p.out) + row * p.ffn, p.ffn);
       } else {
         const bf16_t* gate = static_cast<const bf16_t*>(p.gate_up) + row * 2 * p.ffn;
-        SwiGluRowBF16(gate, gate + p.ffn, static_cast<bf16_t*>(p.out) + row * p.ffn, p.ffn);
+        RowBF16(gate, gate + p.ffn, static_cast<bf16_t*>(p.out) + row * p.ffn, p.ffn);
       }
     }
   });

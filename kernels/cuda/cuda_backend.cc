@@ -61,6 +61,7 @@ class CudaBackend final : public Backend {
            std::to_string(device_.properties.minor);
   }
   DType AutoDType() const override { return DType::kBF16; }
+  bool HasFastE4M3() const override { return linear_.SupportsE4M3(); }
 
   void* Alloc(size_t bytes) override { return memory_->Alloc(bytes); }
   void Free(void* p) override { memory_->Free(p); }
@@ -118,6 +119,8 @@ class CudaBackend final : public Backend {
     linear_.Run(p, workspace_, bias16_, stream_);
   }
   void SwiGlu(const SwiGluParams& p) override { LaunchSwiGlu(p, stream_); }
+  void Quantize(const QuantizeParams& p) override { LaunchQuantize(p, stream_); }
+  void GatherRows(const GatherRowsParams& p) override { LaunchGatherRows(p, stream_); }
   void QkvPost(const QkvParams& p) override { LaunchQkvPost(p, stream_); }
   void SelectBlocks(const SelectParams& p) override;
   void PrefillAttention(const PrefillAttentionParams& p) override;

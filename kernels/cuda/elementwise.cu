@@ -84,6 +84,15 @@ __global__ void __launch_bounds__(kThreads) SwiGluKernel(SwiGluParams p) {
   }
 }
 
+// One block per row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) GatherRowsKernel(GatherRowsParams p) {
+  const int64_t words = p.row_bytes / int64_t{sizeof(T)};
+  const T* in = static_cast<const T*>(p.x) + p.row_index[blockIdx.x] * words;
+  T* out = static_cast<T*>(p.out) + blockIdx.x * words;
+  for (int64_t i = threadIdx.x; i < words; i += kThreads) out[i] = in[i];
+}
+
 __global__ void __launch_bounds__(kThreads) ToBf16Kernel(const float* in, bf16* out, int64_t n) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < n) out[i] = FromFloat<bf16>(in[i]);
@@ -115,6 +124,7 @@ void LaunchEmbed(const EmbedParams& p, cudaStream_t stream) {
 
 void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream) {
   if (p.rows == 0) return;
+  if (p.out_dtype == DType::kE4M3) return LaunchRmsNormE4M3(p, stream);
   if (p.out_dtype == DType::kF32) {
     RmsNormKernel<float><<<unsigned(p.rows), kThreads, 0, stream>>>(p);
   } else {
@@ -125,10 +135,21 @@ void LaunchRmsNorm(const RmsNormParams& p, cudaStream_t stream) {
 
 void LaunchSwiGlu(const SwiGluParams& p, cudaStream_t stream) {
   if (p.rows == 0) return;
+  if (p.scales) return LaunchSwiGluE4M3(p, stream);
   if (p.dtype == DType::kF32) {
     RunSwiGlu<float>(p, stream);
   } else {
     RunSwiGlu<bf16>(p, stream);
+  }
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void LaunchGatherRows(const GatherRowsParams& p, cudaStream_t stream) {
+  if (p.rows == 0) return;
+  if (p.row_bytes % 16 == 0) {
+    GatherRowsKernel<uint4><<<unsigned(p.rows), kThreads, 0, stream>>>(p);
+  } else {
+    GatherRowsKernel<uint16_t><<<unsigned(p.rows), kThreads, 0, stream>>>(p);
   }
   CUDA_CHECK(cudaGetLastError());
 }

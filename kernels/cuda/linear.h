@@ -19,7 +19,10 @@ class LinearRunner {
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
 
-  // bias16: scratch for the bias in bf16, [w.rows]; used when out is bf16.
+  // Whether cuBLASLt multiplies kE4M3 with a scale per row here (compute capability 9.0 does).
+  bool SupportsE4M3() const;
+
+  // bias16: scratch for the bias in bf16, [w.rows].
   void Run(const LinearParams& p, void* workspace, void* bias16, cudaStream_t stream);
 
  private:
@@ -39,10 +42,13 @@ class LinearRunner {
   // Ragged batches bring ever new row counts; the cache starts over when it holds this many.
   static constexpr size_t kMaxPlans = 8192;
 
-  Plan MakePlan(const LinearParams& p) const;
+  // False: cuBLASLt has no kernel for it. The plan is to be destroyed either way.
+  bool MakePlan(const LinearParams& p, Plan* plan) const;
+  // What a plan holds of one call: bias and scales.
+  void SetPointers(const LinearParams& p, const void* bias, Plan* plan) const;
   template <typename T>
   void Set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) const;
-  void Destroy(Plan& plan);
+  void Destroy(const Plan& plan) const;
   void Clear();
 
   const CublasLt& lt_;

@@ -27,6 +27,7 @@ namespace {
 const Flags kDefaults = {{"model", "synthetic:llama-3.1-8b"},
                          {"backend", "auto"},
                          {"dtype", "auto"},
+                         {"linear_dtype", "auto"},
                          {"lengths", "8192,32768"},
                          {"policies", "full,fixed1,fixed1+r0,fixed2,fixed3"},
                          {"decode", "1,8,32"},
@@ -113,6 +114,7 @@ class Bench {
     config.model_path = flags_.at("model");
     config.backend = flags_.at("backend");
     config.dtype = flags_.at("dtype");
+    config.linear_dtype = flags_.at("linear_dtype");
     config.threads = int(ToInt(flags_.at("threads")));
     config.options.max_context = ToInt(flags_.at("max_context"));
     config.options.lone_chunk_tokens = ToInt(flags_.at("chunk"));

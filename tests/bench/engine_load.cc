@@ -79,8 +79,8 @@ EngineLoad::EngineLoad(const EngineConfig& config) : random_(20261122) {
   auto loaded = LoadEngine(config);
   if (!loaded.ok()) Die(loaded.status().ToString());
   loaded_ = *std::move(loaded);
-  std::printf("%s, %s, %s, %.2fe9 parameters\n", loaded_.config.name.c_str(),
-              loaded_.backend_description.c_str(), Name(loaded_.dtype),
+  std::printf("%s, %s, %s, linears %s, %.2fe9 parameters\n", loaded_.config.name.c_str(),
+              loaded_.backend_description.c_str(), Name(loaded_.dtype), Name(loaded_.linear_dtype),
               double(loaded_.parameters) * 1e-9);
   if (absl::Status status = loaded_.engine->WarmUp(); !status.ok()) Die(status.ToString());
 }

@@ -42,7 +42,8 @@ class Bench {
 
   void Run(const std::vector<int32_t>& lengths) {
     MeasureCeilings();
-    Linears();
+    Linears(kBf16);
+    if (backend_.HasFastE4M3()) Linears(DType::kE4M3);
     Elementwise();
     for (int32_t length : lengths) Select(length);
     Decode("decode, 1 of 2048", 1, 2048);
@@ -71,6 +72,14 @@ class Bench {
       T* p = static_cast<T*>(Take(x.size() * sizeof(T)));
       backend_.CopyIn(p, x.data(), x.size() * sizeof(T));
       return p;
+    }
+    Matrix Quantized(int64_t rows, int64_t cols) {
+      Matrix m{Take(size_t(rows * cols)), DType::kE4M3, rows, cols, nullptr};
+      float* const scales = static_cast<float*>(Take(size_t(rows) * sizeof(float)));
+      m.scales = scales;
+      void* const wide = Random(rows * cols, kBf16);
+      backend_.Quantize({wide, kBf16, static_cast<e4m3_t*>(m.data), scales, rows, cols});
+      return m;
     }
     void* Take(size_t bytes) {
       void* p = backend_.Alloc(bytes);
@@ -136,31 +145,37 @@ class Bench {
       ceilings_.copy = 2.0 * double(bytes) / copy(10);
       cudaStreamDestroy(stream);
     }
-    const double seconds = TimeLinear(8192, 8192, 8192, kBf16, false);
+    const double seconds = TimeLinear(8192, 8192, 8192, kBf16, false, kBf16);
     ceilings_.product = 2.0 * 8192 * 8192 * 8192 / seconds;
     std::printf("ceilings: copy %.0f GB/s, bf16 product %.0f TFLOP/s\n\n", ceilings_.copy * 1e-9,
                 ceilings_.product * 1e-12);
   }
 
   // Rotates over weights so that they do not stay in L2.
-  double TimeLinear(int64_t rows, int64_t n, int64_t k, DType out, bool accumulate) {
+  double TimeLinear(int64_t rows, int64_t n, int64_t k, DType out, bool accumulate, DType in) {
     Buffers b(backend_);
     const int copies = int(std::clamp<int64_t>((int64_t{256} << 20) / (n * k * 2), 1, 16));
     LinearParams p;
-    p.x = b.Random(rows * k, kBf16);
-    std::vector<void*> weights;
-    for (int i = 0; i < copies; ++i) weights.push_back(b.Random(n * k, kBf16, 0.02f));
+    std::vector<Matrix> weights;
+    if (in == DType::kE4M3) {
+      const Matrix x = b.Quantized(rows, k);
+      p.x = x.data, p.x_scales = x.scales;
+      for (int i = 0; i < copies; ++i) weights.push_back(b.Quantized(n, k));
+    } else {
+      p.x = b.Random(rows * k, in);
+      for (int i = 0; i < copies; ++i) weights.push_back({b.Random(n * k, in, 0.02f), in, n, k});
+    }
     p.out = b.Random(rows * n, out);
     p.out_dtype = out;
     p.accumulate = accumulate;
     p.rows = rows;
     return Time([&](int i) {
-      p.w = {weights[size_t(i % copies)], kBf16, n, k};
+      p.w = weights[size_t(i % copies)];
       backend_.Linear(p);
     });
   }
 
-  void Linears() {
+  void Linears(DType in) {
     struct Layer {
       const char* name;
       int64_t n, k;
@@ -170,18 +185,24 @@ class Bench {
                             {"o", kHidden, kHidden, true},
                             {"gate_up", 2 * kFfn, kHidden, false},
                             {"down", kHidden, kFfn, true}};
-    for (const int64_t rows : {int64_t{1}, int64_t{8}, int64_t{32}, int64_t{kChunk}}) {
+    for (const int64_t rows : {1, 8, 32, 2048, kChunk}) {
       for (const Layer& l : layers) {
         const DType out = l.accumulate ? DType::kF32 : kBf16;
-        const double seconds = TimeLinear(rows, l.n, l.k, out, l.accumulate);
+        const double seconds = TimeLinear(rows, l.n, l.k, out, l.accumulate, in);
         const double flops = 2.0 * double(rows * l.n * l.k);
-        const double bytes = 2.0 * double(l.n * l.k + rows * l.k) +
+        const double bytes = double(SizeOf(in)) * double(l.n * l.k + rows * l.k) +
                              double(rows * l.n) * double(SizeOf(out)) * (l.accumulate ? 2 : 1);
-        Print("linear " + std::string(l.name) + ", " + std::to_string(rows) + " rows", seconds,
-              rows < 100 ? bytes : 0, rows < 100 ? 0 : flops);
+        Print("linear " + std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows) +
+                  " rows",
+              seconds, rows < 100 ? bytes : 0, rows < 100 ? 0 : flops);
       }
     }
-    const double seconds = TimeLinear(1, kVocab, kHidden, DType::kF32, false);
+    if (in == DType::kE4M3) {  // the head is never quantized
+      Print("linear e4m3 8192 x 8192, 8192 rows", TimeLinear(8192, 8192, 8192, kBf16, false, in), 0,
+            2.0 * 8192 * 8192 * 8192);
+      return;
+    }
+    const double seconds = TimeLinear(1, kVocab, kHidden, DType::kF32, false, in);
     Print("linear logits, 1 row", seconds, 2.0 * double(kVocab) * kHidden, 0);
   }
 
@@ -206,8 +227,22 @@ class Bench {
     norm.rows = rows, norm.hidden = kHidden;
     Print("rms_norm, 8192 rows", Time([&](int) { backend_.RmsNorm(norm); }),
           double(rows * kHidden) * 6, 0);
+    norm.scales = static_cast<float*>(b.Random(rows, DType::kF32));
+    norm.out_dtype = DType::kE4M3;
+    Print("rms_norm e4m3, 8192 rows", Time([&](int) { backend_.RmsNorm(norm); }),
+          double(rows * kHidden) * 5, 0);
     norm.rows = 1;
+    Print("rms_norm e4m3, 1 row", Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
+    norm.out_dtype = kBf16;
     Print("rms_norm, 1 row", Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
+    QuantizeParams quantize;
+    quantize.x = b.Random(rows * kHidden, kBf16);
+    quantize.dtype = kBf16;
+    quantize.out = static_cast<e4m3_t*>(norm.out);
+    quantize.scales = norm.scales;
+    quantize.rows = rows, quantize.cols = kHidden;
+    Print("quantize, 8192 rows", Time([&](int) { backend_.Quantize(quantize); }),
+          double(rows * kHidden) * 3, 0);
     SwiGluParams swiglu;
     swiglu.gate_up = b.Random(rows * 2 * kFfn, kBf16);
     swiglu.out = b.Random(rows * kFfn, kBf16);
@@ -215,6 +250,9 @@ class Bench {
     swiglu.rows = rows, swiglu.ffn = kFfn;
     Print("swiglu, 8192 rows", Time([&](int) { backend_.SwiGlu(swiglu); }), double(rows * kFfn) * 6,
           0);
+    swiglu.scales = norm.scales;
+    Print("swiglu e4m3, 8192 rows", Time([&](int) { backend_.SwiGlu(swiglu); }),
+          double(rows * kFfn) * 5, 0);
     Step step(b, 0, kChunk, 1, {});
     QkvParams qkv;
     qkv.batch = &step.batch;

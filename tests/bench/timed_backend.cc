@@ -13,6 +13,7 @@ class TimedBackend final : public Backend {
 
   std::string Description() const override { return inner_->Description(); }
   DType AutoDType() const override { return inner_->AutoDType(); }
+  bool HasFastE4M3() const override { return inner_->HasFastE4M3(); }
   void* Alloc(size_t bytes) override { return inner_->Alloc(bytes); }
   void Free(void* p) override { inner_->Free(p); }
   size_t FreeMemory() const override { return inner_->FreeMemory(); }
@@ -58,6 +59,12 @@ class TimedBackend final : public Backend {
   }
   void SwiGlu(const SwiGluParams& p) override {
     Time("swiglu", [&] { inner_->SwiGlu(p); });
+  }
+  void Quantize(const QuantizeParams& p) override {
+    Time("quantize", [&] { inner_->Quantize(p); });
+  }
+  void GatherRows(const GatherRowsParams& p) override {
+    Time("gather rows", [&] { inner_->GatherRows(p); });
   }
   void QkvPost(const QkvParams& p) override {
     Time("rope and cache", [&] { inner_->QkvPost(p); });
