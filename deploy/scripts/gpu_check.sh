@@ -6,6 +6,7 @@
 #            (default: the first five)
 #   OUT      folder of the logs, one per stage (default: a temporary one)
 #   MEMCHECK, RACECHECK   gtest filters of cuda_ops_test for the two sanitizer stages
+#   FLAGS    more flags of engine_bench and serving_bench, e.g. --linear_dtype=fp8
 #   SHARE_OF_LIMIT   multiplies every limit (default 1)
 # Exit status 1 when a stage failed or ran over its limit. A stage whose tool is missing is NOT RUN, which is no failure.
 set -euo pipefail
@@ -24,6 +25,7 @@ stages=${STAGES:-ops model policy memcheck racecheck}
 # Shared-memory races are slow to look for: the kernels that order threads by hand, on one type.
 racecheck=${RACECHECK:-'All/Selection.*/bf16:All/PrefillAttention.OverLists/bf16:Sample.SameTokensAndLogprobs'}
 memcheck=${MEMCHECK:-'*'}
+read -r -a flags <<<"${FLAGS:-}"
 table=() failed=0
 
 # cuBLASLt is loaded by name: where the loader does not know it, a toolkit or a Python package may have it.
@@ -84,12 +86,12 @@ for stage in $stages; do
       fi
       ;;
     engine) run engine 540 "$bin/engine_bench" --backend=cuda --breakdown=true --lengths=32768,131072 \
-      --policies=full,fixed1,fixed2 --runs=1 --decode=1,32 --decode_context=131072 ;;
+      --policies=full,fixed1,fixed2 --runs=1 --decode=1,32 --decode_context=131072 "${flags[@]}" ;;
     d64)
       run attention64 120 "$bin/prefill_attention_bench" --time --head_dim=64
       run masses64 60 "$bin/block_mass_bench" --time --head_dim=64
       ;;
-    serving) run serving 540 "$bin/serving_bench" --backend=cuda ;;
+    serving) run serving 540 "$bin/serving_bench" --backend=cuda "${flags[@]}" ;;
     *) echo "gpu_check: unknown stage \"$stage\"" >&2; exit 2 ;;
   esac
 done

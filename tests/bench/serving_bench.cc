@@ -27,6 +27,7 @@ const Flags kDefaults = {{"parts", "latency,sessions,memory"},
                          {"model", "synthetic:llama-3.1-8b"},
                          {"backend", "auto"},
                          {"dtype", "auto"},
+                         {"linear_dtype", "auto"},
                          {"threads", "0"},
                          {"policy", "fixed2"},
                          {"context", "131072"},
@@ -152,6 +153,7 @@ class Bench {
     config.model_path = flags_.at("model");
     config.backend = flags_.at("backend");
     config.dtype = flags_.at("dtype");
+    config.linear_dtype = flags_.at("linear_dtype");
     config.threads = int(Int("threads"));
     config.options.step_tokens = Int("step");
     config.options.lone_chunk_tokens = Int("chunk");
