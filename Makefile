@@ -2,7 +2,7 @@
 # run the same ones.
 #   make build    programs into build/bin (installs what is missing)
 #   make test     all tests, also under sanitizers; STAGES="asan tsan cpu" picks
-#   make soak     the server in trouble, for minutes: overload, stalled readers, signals; prints a table
+#   make soak     the server in trouble, for minutes: overload, stalled readers, signals, kill -9; a table
 #   make demo     asks a small model about a long document; MODEL=PATH uses your own
 #   make models   fetches Qwen2.5-Coder 0.5B and 1.5B into models; MODELS="0.5b" one of them
 #   make package  one archive in dist that runs on other machines; BACKEND=cpu leaves CUDA out

@@ -15,4 +15,5 @@ failed=0
 "$drills" overload --seconds="$seconds_each" || failed=1
 "$drills" stalled --seconds="$seconds_each" || failed=1
 "$drills" terminate --times="$times" || failed=1
+"$drills" kill --times="$times" || failed=1
 exit $failed

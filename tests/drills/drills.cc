@@ -218,7 +218,7 @@ void Terminate(const DrillOptions& o, Drill* drill) {
 
 int Main(int argc, char** argv) {
   DrillOptions options;
-  FlagSet flags("drills overload|stalled|terminate [flags]\n", "ENTROPYSERVE_DRILLS_");
+  FlagSet flags("drills overload|stalled|terminate|kill [flags]\n", "ENTROPYSERVE_DRILLS_");
   flags.Section("Flags");
   flags.Add("server", &options.server, "the server program");
   flags.Add("seconds", &options.seconds, "of load, for overload and stalled");
@@ -229,7 +229,10 @@ int Main(int argc, char** argv) {
     return 0;
   }
   const std::pair<const char*, void (*)(const DrillOptions&, Drill*)> drills[] = {
-      {"overload", Overload}, {"stalled", StalledReaders}, {"terminate", Terminate}};
+      {"overload", Overload},
+      {"stalled", StalledReaders},
+      {"terminate", Terminate},
+      {"kill", Kill}};
   for (const auto& [name, run] : drills) {
     if (!names.ok() || names->size() != 1 || names->front() != name) continue;
     char folder[] = "/tmp/entropyserve_drill_XXXXXX";

@@ -37,4 +37,6 @@ class Drill {
   int broken_ = 0;
 };
 
+void Kill(const DrillOptions& options, Drill* drill);  // kill_drill.cc
+
 }  // namespace entropyserve
