@@ -97,8 +97,9 @@ void EngineImpl::StepCompare() {
   if (compare_->done()) EndCompare(channel, compare_->Result());
 }
 
-// `channel`: the running comparison's, or that of one which cannot run.
-void EngineImpl::EndCompare(const std::shared_ptr<CompareChannel>& channel,
+// `channel`: the running comparison's, or that of one which cannot run. By value: the job, which ends
+// here, has one too.
+void EngineImpl::EndCompare(std::shared_ptr<CompareChannel> channel,
                             absl::StatusOr<CompareResult> result) {
   if (compare_ && compare_->channel() == channel) {
     const std::unique_ptr<CompareJob> ended = std::move(compare_);  // gives its pages back

@@ -107,7 +107,7 @@ class EngineImpl final : public Engine {
   // Engine thread: comparisons (engine_compare.cc).
   void BeginCompare(CompareRequest request, std::shared_ptr<CompareChannel> channel);
   void StepCompare();
-  void EndCompare(const std::shared_ptr<CompareChannel>& channel,
+  void EndCompare(std::shared_ptr<CompareChannel> channel,
                   absl::StatusOr<CompareResult> result);
 
   // Constant after construction. The order is the order of destruction, reversed: caches before the

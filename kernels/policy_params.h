@@ -47,7 +47,7 @@ struct KvParams {
   int32_t gap = 16;         // g: tokens generated over the whole cache before compression (latent, adakv)
   int32_t window = 32;      // W: queries that score, tokens that always stay
   Pooling pooling = Pooling::kAverage;
-  int32_t pool_kernel = 5;  // positions, odd
+  int32_t pool_kernel = 65; // positions, odd: spans as long as a sentence stay whole (docs/quality.md)
   bool keep_sinks = true;   // the first 4 tokens always stay
   float adakv_floor = 0.5f; // share of its budget that every head keeps under adakv
 };

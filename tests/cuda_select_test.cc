@@ -183,6 +183,7 @@ KvParams Kv(KvRule rule) {
   kv.rule = rule;
   kv.window = 16;
   kv.budget = 200;
+  kv.pool_kernel = 5;
   if (rule == KvRule::kAdaKv) kv.pooling = Pooling::kMax, kv.pool_kernel = 7;
   return kv;
 }

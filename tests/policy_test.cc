@@ -76,6 +76,8 @@ TEST(Presets, CombineTheParts) {
 
   EXPECT_EQ(Kv("latent").params.rule, KvRule::kLatent);
   EXPECT_EQ(Kv("latent").params.gap, 16);
+  EXPECT_EQ(Kv("latent").params.pool_kernel, 65);
+  EXPECT_EQ(Kv("snapkv").params.pool_kernel, 5);
   EXPECT_EQ(Kv("snapkv").params.rule, KvRule::kSnapKv);
   EXPECT_EQ(Kv("snapkv").params.gap, 0);
   EXPECT_EQ(Kv("adakv").params.rule, KvRule::kAdaKv);

@@ -69,7 +69,7 @@ Case RandomCase(std::mt19937& rng, KvRule rule) {
   c.kv.rule = rule;
   c.kv.window = Pick(rng, 1, 40);
   c.kv.pooling = Pick(rng, 0, 1) ? Pooling::kAverage : Pooling::kMax;
-  c.kv.pool_kernel = 2 * Pick(rng, 0, 4) + 1;
+  c.kv.pool_kernel = 2 * Pick(rng, 0, 40) + 1;
   c.kv.keep_sinks = Pick(rng, 0, 1);
   c.kv.adakv_floor = 0.25f * float(Pick(rng, 0, 4));
   c.budget = c.kv.window + 4 + Pick(rng, 0, 200);

@@ -19,7 +19,7 @@ case $BACKEND in
   cpu) build=${BUILD:-build} preset=cpu cuda=OFF ;;
   cuda)
     build=${BUILD:-build-cuda} preset=cuda cuda=ON
-    programs+=(cuda_ops_test model_test kernel_bench prefill_attention_bench block_mass_bench)
+    programs+=(cuda_ops_test model_test greedy_check kernel_bench prefill_attention_bench block_mass_bench)
     ;;
   *) echo "package.sh: BACKEND=$BACKEND is neither cpu nor cuda" >&2; exit 2 ;;
 esac

@@ -47,7 +47,7 @@ constexpr Named<PrefillParams> kPrefillPresets[] = {
 
 constexpr Named<KvParams> kKvPresets[] = {
     {"latent", {}},
-    {"snapkv", {.rule = KvRule::kSnapKv, .gap = 0}},
+    {"snapkv", {.rule = KvRule::kSnapKv, .gap = 0, .pool_kernel = 5}},
     {"adakv", {.rule = KvRule::kAdaKv, .pooling = Pooling::kMax, .pool_kernel = 7}},
     {"full", {.rule = KvRule::kFull}},
 };
