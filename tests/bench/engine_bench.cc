@@ -2,7 +2,7 @@
 //
 //   engine_bench --model=synthetic:llama-3.1-8b --lengths=32768,131072 --decode=1,32
 //
-// Policies: see ParsePolicy. Medians of --runs runs after a warm-up. Decode: sessions that were
+// Policies: see ParsePolicy. Medians of --runs runs after --warm_runs that do not count. Decode: sessions that were
 // forked from one, or with --decode_distinct=true that were read one by one and share no page, as
 // many as fit at most.
 //
@@ -35,6 +35,7 @@ const Flags kDefaults = {{"model", "synthetic:llama-3.1-8b"},
                          {"decode_kv", "latent,full"},
                          {"decode_distinct", "false"},
                          {"runs", "3"},
+                         {"warm_runs", "1"},
                          {"new_tokens", "64"},
                          {"max_context", "0"},
                          {"chunk", "0"},
@@ -62,9 +63,10 @@ class Bench {
         if (request.prefill.params.full) request.kv = *KvPreset("full", "kv");
         std::vector<double> seconds;
         Receipt receipt;
-        for (int64_t run = 0; run <= ToInt(flags_.at("runs")); ++run) {
+        const int64_t warm = ToInt(flags_.at("warm_runs"));
+        for (int64_t run = 0; run < warm + ToInt(flags_.at("runs")); ++run) {
           receipt = load_.Run(request).receipt;
-          if (run > 0) seconds.push_back(receipt.prefill_seconds);
+          if (run >= warm) seconds.push_back(receipt.prefill_seconds);
         }
         const double median = Quantile(seconds, 0.5);
         if (request.prefill.params.full) full = median;
