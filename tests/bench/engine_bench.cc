@@ -2,9 +2,9 @@
 //
 //   engine_bench --model=synthetic:llama-3.1-8b --lengths=32768,131072 --decode=1,32
 //
-// Policies: see ParsePolicy. Medians of --runs runs after --warm_runs that do not count. Decode: sessions that were
-// forked from one, or with --decode_distinct=true that were read one by one and share no page, as
-// many as fit at most.
+// Policies: see ParsePolicy. Medians of --runs runs after --warm_runs that do not count. Decode:
+// sessions that were forked from one, or with --decode_distinct=true that were read one by one and
+// share no page, as many as fit at most.
 //
 // --breakdown=true: after each row, one more run in which every operator is waited for and timed
 // alone; its total over the median without says what the waiting adds.
