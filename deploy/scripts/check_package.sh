@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs an archive of package.sh on a system that has nothing but Debian's base: help texts, a server with random
-# weights, an answer over gRPC. Needs root and debootstrap.
+# weights, an answer over gRPC, the drills. Needs root and debootstrap.
 #   check_package.sh ARCHIVE
 #   ROOT   folder of the base system; made (about a minute) when it is not there, and kept
 set -euo pipefail
@@ -18,7 +18,7 @@ env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin unshare --mount --pid --fork --mount-p
   chroot "$root" /bin/bash -euo pipefail <<'END'
 cd /opt/entropyserve
 for program in bin/*; do
-  case $program in */gpu_check | *.py) continue ;; esac
+  case $program in */gpu_check | */soak | *.py) continue ;; esac
   if ldd "$program" | grep 'not found'; then
     echo "$program misses the libraries above" >&2
     exit 1
@@ -39,5 +39,6 @@ bin/entropyserve-client generate --server="127.0.0.1:$(cat "$work/port")" --temp
   --raw --json "What is a river?" >"$work/answer"
 grep -q '"generated_tokens":"8"' "$work/answer" || { cat "$work/answer" >&2; exit 1; }
 bin/policy_check share/golden/entropy_reference/short.safetensors
+SECONDS_EACH=3 TIMES=1 bin/soak
 END
 echo "$archive runs on $(. "$root/etc/os-release" && echo "$PRETTY_NAME"), base system only"

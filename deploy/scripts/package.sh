@@ -14,7 +14,7 @@ if [[ -z ${BACKEND:-} ]]; then
   BACKEND=cpu
   if command -v nvcc >/dev/null; then BACKEND=cuda; fi
 fi
-programs=(entropyserve entropyserve-client policy_check engine_bench serving_bench policy_bench)
+programs=(entropyserve entropyserve-client drills policy_check engine_bench serving_bench policy_bench)
 case $BACKEND in
   cpu) build=${BUILD:-build} preset=cpu cuda=OFF ;;
   cuda)
@@ -83,6 +83,7 @@ done <"$work/packages" >"$root/share/licenses/VERSIONS"
 newest() { objdump -T "$root"/bin/* "$root"/lib/* 2>/dev/null | grep -o "$1" | sort -Vu | tail -n 1; }
 glibc=$(newest 'GLIBC_2\.[0-9]*') glibcxx=$(newest 'GLIBCXX_3\.4\.[0-9]*')
 
+cp deploy/scripts/soak.sh "$root/bin/soak"
 if [[ $BACKEND == cuda ]]; then
   cp deploy/scripts/gpu_check.sh "$root/bin/gpu_check"
   cp tests/bench/torch_attention_bench.py "$root/bin/"

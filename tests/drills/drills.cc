@@ -4,11 +4,10 @@
 #include <signal.h>
 #include <stdlib.h>
 
-#include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <memory>
 #include <string>
 #include <thread>
@@ -17,131 +16,19 @@
 #include "engine/base/flag_set.h"
 #include "tests/drills/call.h"
 #include "tests/drills/drills.h"
+#include "tests/drills/load.h"
 
 namespace entropyserve {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double SecondsSince(Clock::time_point begin) {
-  return std::chrono::duration<double>(Clock::now() - begin).count();
-}
-
-double Quantile(std::vector<double> values, double q) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, size_t(q * double(values.size())))];
-}
-
-v1::GenerateRequest Request(int prompt_bytes, int max_new) {
-  v1::GenerateRequest r;
-  r.set_text(std::string(size_t(prompt_bytes), 'a'));
-  r.mutable_sampling()->set_temperature(0);
-  r.mutable_sampling()->set_max_new_tokens(max_new);
-  r.mutable_sampling()->set_ignore_eos(true);
-  return r;
-}
-
-// `callers` threads call until `stop`, each its next call after its last.
-std::vector<std::unique_ptr<Call>> ClosedLoop(ServerProcess* server, int callers,
-                                              const v1::GenerateRequest& request,
-                                              const std::atomic<bool>& stop) {
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Call>> all;
-  std::vector<std::thread> threads;
-  for (int i = 0; i < callers; ++i) {
-    threads.emplace_back([&] {
-      bool up = true;
-      while (up && !stop.load()) {
-        ServerProcess::Stub* stub;
-        {
-          std::lock_guard lock(mutex);
-          stub = &server->stub();
-        }
-        auto call = std::make_unique<Call>(stub, request);
-        call->Wait();
-        up = call->status().error_code() != grpc::StatusCode::UNAVAILABLE;
-        std::lock_guard lock(mutex);
-        all.push_back(std::move(call));
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  return all;
-}
-
-// Five times as many calls as the server can answer. What it cannot take it refuses with RetryInfo,
-// and what it takes it answers.
-void Overload(const DrillOptions& o, Drill* drill) {
-  constexpr int kRunning = 4, kQueued = 8, kTimes = 5;
-  ServerProcess server(o.server, o.folder,
-                       {"--max-sequences=" + std::to_string(kRunning),
-                        "--max-queue-requests=" + std::to_string(kQueued), "--kv-bytes=256M"});
-  const v1::GenerateRequest request = Request(400, 16);
-
-  std::atomic<bool> stop = false;
-  const auto begin = Clock::now();
-  std::thread timer([&] {
-    std::this_thread::sleep_for(std::chrono::duration<double>(o.seconds / 3));
-    stop.store(true);
-  });
-  const auto closed = ClosedLoop(&server, kRunning + kQueued / 2, request, stop);
-  timer.join();
-  const double peak = double(closed.size()) / SecondsSince(begin);
-  for (const auto& call : closed) drill->Expect(call->complete(), "a closed loop is served whole");
-
-  const auto start = Clock::now();
-  const double rate = kTimes * peak;
-  std::vector<std::unique_ptr<Call>> open;
-  const double seconds = o.seconds * 2 / 3;
-  for (double at = 0; at < seconds; at += 1 / rate) {
-    std::this_thread::sleep_until(
-        start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(at)));
-    open.push_back(std::make_unique<Call>(&server.stub(), request));
-  }
-  const auto offered_until = Clock::now();
-  // A quarter of the time to get going.
-  const auto counted_from = start + (offered_until - start) / 4;
-  int64_t good = 0, in_time = 0;
-  std::vector<double> sheds;
-  for (const auto& call : open) {
-    call->Wait();
-    if (call->complete()) {
-      ++good;
-      in_time += call->end() > counted_from && call->end() <= offered_until;
-      continue;
-    }
-    drill->Expect(call->shed(), "a refusal is RESOURCE_EXHAUSTED with RetryInfo, not " +
-                                    std::to_string(call->status().error_code()) + " " +
-                                    call->status().error_message());
-    sheds.push_back(call->seconds());
-  }
-  drill->Expect(good > 0 && !sheds.empty(), "some calls are answered and some refused");
-  const double goodput =
-      double(in_time) / std::chrono::duration<double>(offered_until - counted_from).count();
-  drill->Report("goodput, closed loop", peak, "calls/s");
-  drill->Report("offered", double(open.size()) / seconds, "calls/s");
-  drill->Report("goodput, offered five times that", goodput, "calls/s");
-  drill->Report("of the closed loop's", 100 * goodput / peak, "%");
-  drill->Report("refused", double(sheds.size()), "calls");
-  drill->Report("refused within, median", 1000 * Quantile(sheds, 0.5), "ms");
-  drill->Report("refused within, 99 of 100", 1000 * Quantile(sheds, 0.99), "ms");
-}
 
 // Readers that never read hold their own sequences only.
 void StalledReaders(const DrillOptions& o, Drill* drill) {
   constexpr int kStalled = 100, kGood = 32;
   ServerProcess server(o.server, o.folder, {"--max-sequences=160", "--kv-bytes=1G", "--dtype=f32"});
-  const v1::GenerateRequest request = Request(100, 16);
+  const v1::GenerateRequest request = LoadRequest(100, 16);
   auto measure = [&] {
-    std::atomic<bool> stop = false;
     const auto begin = Clock::now();
-    std::thread timer([&] {
-      std::this_thread::sleep_for(std::chrono::duration<double>(o.seconds / 3));
-      stop.store(true);
-    });
-    const auto calls = ClosedLoop(&server, kGood, request, stop);
-    timer.join();
+    const auto calls = ClosedLoop(&server, kGood, request, o.seconds / 3);
     for (const auto& call : calls)
       drill->Expect(call->complete(), "a reader gets its whole answer");
     return double(calls.size()) / SecondsSince(begin);
@@ -149,7 +36,7 @@ void StalledReaders(const DrillOptions& o, Drill* drill) {
   const double alone = measure();
 
   // Large answers: more than all buffers on the way hold.
-  v1::GenerateRequest large = Request(64, 1200);
+  v1::GenerateRequest large = LoadRequest(64, 1200);
   large.mutable_sampling()->set_logprobs(20);
   std::vector<std::unique_ptr<Call>> stalled;
   for (int i = 0; i < kStalled; ++i)
@@ -180,15 +67,15 @@ void StalledReaders(const DrillOptions& o, Drill* drill) {
 
 // SIGTERM under load: who was told that it is admitted gets its whole answer.
 void Terminate(const DrillOptions& o, Drill* drill) {
+  constexpr double kUntilGone = std::numeric_limits<double>::infinity();
   int64_t admitted = 0, refused = 0;
   std::vector<double> drains;
   for (int round = 0; round < o.times; ++round) {
     ServerProcess server(o.server, o.folder,
                          {"--max-sequences=6", "--kv-bytes=256M", "--drain-seconds=120"});
-    const v1::GenerateRequest request = Request(100 + 300 * (round % 3), 30);
-    std::atomic<bool> stop = false;
+    const v1::GenerateRequest request = LoadRequest(100 + 300 * (round % 3), 30);
     std::vector<std::unique_ptr<Call>> calls;
-    std::thread load([&] { calls = ClosedLoop(&server, 16, request, stop); });
+    std::thread load([&] { calls = ClosedLoop(&server, 16, request, kUntilGone); });
     drill->Expect(WaitUntil([&] { return server.State().load().completed() >= 5 + round; }),
                   "the server answers");
     const auto begin = Clock::now();
@@ -218,10 +105,12 @@ void Terminate(const DrillOptions& o, Drill* drill) {
 
 int Main(int argc, char** argv) {
   DrillOptions options;
+  options.server = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "entropyserve";
   FlagSet flags("drills overload|stalled|terminate|kill [flags]\n", "ENTROPYSERVE_DRILLS_");
   flags.Section("Flags");
-  flags.Add("server", &options.server, "the server program");
-  flags.Add("seconds", &options.seconds, "of load, for overload and stalled");
+  flags.Add("server", &options.server, "the server program; the one beside this by default");
+  flags.Add("seconds", &options.seconds,
+            "of load: overload for so long, then two times a third of it for stalled");
   flags.Add("times", &options.times, "how often the server is ended");
   const auto names = flags.Parse(std::vector<std::string>(argv + 1, argv + argc));
   if (flags.help_requested()) {

@@ -9,8 +9,8 @@
 namespace entropyserve {
 
 struct DrillOptions {
-  std::string server = ENTROPYSERVE;  // the program
-  std::string folder;                 // for logs and the like; this drill's own
+  std::string server;  // the program
+  std::string folder;  // for logs and the like; this drill's own
   double seconds = 6;
   int times = 3;
 };
@@ -37,6 +37,7 @@ class Drill {
   int broken_ = 0;
 };
 
-void Kill(const DrillOptions& options, Drill* drill);  // kill_drill.cc
+void Overload(const DrillOptions& options, Drill* drill);  // overload_drill.cc
+void Kill(const DrillOptions& options, Drill* drill);      // kill_drill.cc
 
 }  // namespace entropyserve

@@ -5,6 +5,7 @@
 #include <grpcpp/security/credentials.h>
 #include <signal.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -108,6 +109,13 @@ v1::GetServerResponse ServerProcess::State() {
 }
 
 void ServerProcess::Signal(int signal) const { kill(pid_, signal); }
+
+double ServerProcess::CpuSeconds() const {
+  clockid_t clock;
+  timespec t = {};
+  if (clock_getcpuclockid(pid_, &clock) == 0) clock_gettime(clock, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
 
 int ServerProcess::Wait() {
   if (pid_ > 0) {

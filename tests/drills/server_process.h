@@ -31,6 +31,7 @@ class ServerProcess {
   Stub& stub();
   v1::GetServerResponse State();
   void Signal(int signal) const;
+  double CpuSeconds() const;  // of all its threads so far
   // The exit status; 128 + n for signal n.
   int Wait();
 
