@@ -127,9 +127,20 @@ bool EngineImpl::BuildBatch(const StepPlan& plan) {
   if (status.ok() && !step_.Upload())
     status = absl::ResourceExhaustedError("no memory for a step's batch");
   if (status.ok()) return true;
+  // Prefills make a step large. Where none runs the newest request ends: steps that get smaller
+  // fit some time.
+  std::vector<RequestId> to_end;
+  RequestId newest = 0;
   for (const StepPlan::Work& work : plan.work) {
-    if (work.prefill) Finish(sequences_.at(work.id).get(), FinishReason::kError, status);
+    if (work.prefill) to_end.push_back(work.id);
+    newest = std::max(newest, work.id);
   }
+  if (to_end.empty()) {
+    to_end.push_back(newest);
+    status = WithRetryAfter(status, kRetrySeconds);
+  }
+  for (const RequestId id : to_end) Finish(sequences_.at(id).get(), FinishReason::kError, status);
+  worked_ = true;  // the others may run at once
   return false;
 }
 

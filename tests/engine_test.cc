@@ -18,6 +18,7 @@
 #include "engine/engine_factory.h"
 #include "engine/step_batch.h"
 #include "tests/fake_model.h"
+#include "tests/session_testing.h"
 
 namespace entropyserve {
 namespace {
@@ -344,6 +345,28 @@ TEST_F(EngineTest, AStepThatDoesNotFitFailsItsPrefillOnly) {
   auto good = Run(Request(Prompt(2, 2000), 5));
   EXPECT_TRUE(good->Wait().status.ok());
   ExpectBaseline();
+}
+
+// Without a prefill to blame the newest goes, one a step, until the step fits.
+TEST(ManualEngineTest, ADecodeStepThatDoesNotFitEndsTheNewest) {
+  ManualEngine m({}, /*pages=*/200);
+  std::vector<std::shared_ptr<TurnSink>> sinks;
+  for (int i = 0; i < 3; ++i)
+    sinks.push_back(Submit(m.engine.get(), TurnRequest({}, {5 + i, 6, 7}, 20)));
+  while (sinks[2]->ids.size() < 5) m.engine->RunOnce();
+  m.model->max_rows = 1;
+  m.engine->RunOnce();
+  EXPECT_TRUE(sinks[2]->done);
+  EXPECT_TRUE(absl::IsResourceExhausted(sinks[2]->end.status)) << sinks[2]->end.status;
+  EXPECT_TRUE(IsRetryable(sinks[2]->end.status)) << sinks[2]->end.status;
+  EXPECT_FALSE(sinks[1]->done);
+  m.engine->RunOnce();
+  EXPECT_TRUE(absl::IsResourceExhausted(sinks[1]->end.status)) << sinks[1]->end.status;
+  ASSERT_TRUE(RunToEnd(m, *sinks[0]));
+  EXPECT_TRUE(sinks[0]->end.status.ok()) << sinks[0]->end.status;
+  Conversation talk;
+  EXPECT_EQ(sinks[0]->ids, Expected(&talk, {5, 6, 7}, 20));
+  EXPECT_EQ(m.pool->used(), 0);
 }
 
 TEST_F(EngineTest, SessionsContinueForkAndAreBoundToTheirOwner) {
