@@ -2,7 +2,7 @@
 # What a GPU must show: the CUDA operators agree with the CPU's, a model's logits with its reference, the policies with
 # the paper's code, compute-sanitizer finds nothing, and the times of the benches. Runs from an unpacked archive
 # (bin/gpu_check) or from a checkout with build-cuda. Every stage has a time limit; the last lines are a table.
-#   STAGES   some of: ops model policy memcheck racecheck kernels attention masses d64 torch engine serving
+#   STAGES   some of: ops model policy memcheck racecheck kernels few_rows attention masses d64 torch engine serving
 #            (default: the first five)
 #   OUT      folder of the logs, one per stage (default: a temporary one)
 #   MEMCHECK, RACECHECK   gtest filters of cuda_ops_test for the two sanitizer stages
@@ -76,6 +76,7 @@ for stage in $stages; do
     memcheck) sanitize memcheck 240 memcheck "$memcheck" ;;
     racecheck) sanitize racecheck 240 racecheck "$racecheck" ;;
     kernels) run kernels 180 "$bin/kernel_bench" ;;
+    few_rows) run few_rows 120 "$bin/kernel_bench" --few_rows ;;
     attention) run attention 180 "$bin/prefill_attention_bench" ;;
     masses) run masses 120 "$bin/block_mass_bench" ;;
     torch)

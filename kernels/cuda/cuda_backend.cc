@@ -39,14 +39,14 @@ struct Device {
 
 class CudaBackend final : public Backend {
  public:
-  CudaBackend(const Device& device, bool portable_only, cudaStream_t stream,
+  CudaBackend(const Device& device, const CudaOptions& options, cudaStream_t stream,
               std::unique_ptr<const CublasLt> cublaslt, std::unique_ptr<DeviceMemory> memory)
       : device_(device),
-        portable_only_(portable_only),
+        portable_only_(options.portable_only),
         stream_(stream),
         cublaslt_(std::move(cublaslt)),
         memory_(std::move(memory)),
-        linear_(cublaslt_.get()) {}
+        linear_(cublaslt_.get(), options.cublaslt_only) {}
 
   ~CudaBackend() override {
     CUDA_CHECK(cudaStreamSynchronize(stream_));
@@ -363,7 +363,7 @@ std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string
     CUDA_CHECK(cudaStreamDestroy(stream));
     return nullptr;
   }
-  return std::make_unique<CudaBackend>(device, options.portable_only, stream, std::move(cublaslt),
+  return std::make_unique<CudaBackend>(device, options, stream, std::move(cublaslt),
                                        std::move(memory));
 }
 

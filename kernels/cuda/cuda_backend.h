@@ -18,6 +18,8 @@ struct CudaOptions {
   size_t reserve_bytes = size_t{1} << 30;
   // Attention by the portable kernels even where a faster one exists (tests compare both).
   bool portable_only = false;
+  // Linears of few rows through cuBLASLt too (kernel_bench compares both).
+  bool cublaslt_only = false;
   // Called once after a CUDA error, before the process ends (exit status 70) within 2 seconds. It
   // must not call CUDA.
   std::function<void(const std::string&)> on_error;
@@ -27,8 +29,8 @@ struct CudaOptions {
 int CudaDeviceCount();
 
 // Null, with a reason in *error, when there is no such device, it is older than compute
-// capability 8.0, cuBLASLt cannot be loaded, or the memory cannot be had. After that, CUDA errors end the process
-// (kernels/cuda/cuda_check.h).
+// capability 8.0, cuBLASLt cannot be loaded, or the memory cannot be had. After that, CUDA errors
+// end the process (kernels/cuda/cuda_check.h).
 std::unique_ptr<Backend> MakeCudaBackend(const CudaOptions& options, std::string* error);
 
 }  // namespace entropyserve

@@ -3,6 +3,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/linear_few_rows.h"
 
 namespace entropyserve::cuda {
 namespace {
@@ -34,7 +35,10 @@ size_t LinearRunner::KeyHash::operator()(const Key& key) const {
   return size_t(h ^ (h >> 32));
 }
 
-LinearRunner::LinearRunner(const CublasLt* lt) : lt_(*lt) { CUDA_CHECK(lt_.Create(&handle_)); }
+LinearRunner::LinearRunner(const CublasLt* lt, bool cublaslt_only)
+    : lt_(*lt), cublaslt_only_(cublaslt_only) {
+  CUDA_CHECK(lt_.Create(&handle_));
+}
 
 LinearRunner::~LinearRunner() {
   Clear();
@@ -127,6 +131,7 @@ bool LinearRunner::SupportsE4M3() const {
 void LinearRunner::Run(const LinearParams& p, void* workspace, void* bias16, cudaStream_t stream) {
   if (p.rows == 0) return;
   Check(!p.accumulate || p.out_dtype == DType::kF32, "Linear accumulates into f32 only");
+  if (!cublaslt_only_ && IsFewRowsLinear(p)) return LaunchLinearFewRows(p, stream);
   const Key key{p.rows, p.w.rows, p.w.cols,
                 uint32_t(p.w.dtype) | uint32_t(p.out_dtype) << 2 |
                     uint32_t(p.bias != nullptr) << 4 | uint32_t(p.accumulate) << 5};

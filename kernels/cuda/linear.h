@@ -1,4 +1,5 @@
-// out = x * w^T (+ bias) through cuBLASLt, with one heuristic search per shape.
+// out (+)= x * w^T (+ bias): few rows by our own kernel, more through cuBLASLt, with one heuristic
+// search per shape.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@ class LinearRunner {
   // `workspace` is device memory that only this runner uses.
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // cuBLAS' own choice for Hopper
 
-  explicit LinearRunner(const CublasLt* lt);  // outlives the runner
+  // lt outlives the runner. cublaslt_only: few rows too.
+  LinearRunner(const CublasLt* lt, bool cublaslt_only);
   ~LinearRunner();
   LinearRunner(const LinearRunner&) = delete;
   LinearRunner& operator=(const LinearRunner&) = delete;
@@ -52,6 +54,7 @@ class LinearRunner {
   void Clear();
 
   const CublasLt& lt_;
+  const bool cublaslt_only_;
   cublasLtHandle_t handle_ = nullptr;
   std::unordered_map<Key, Plan, KeyHash> plans_;
 };

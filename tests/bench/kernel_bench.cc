@@ -2,7 +2,9 @@
 // ceilings of the card measured in the same run: a large copy and a large bf16 product. Attention
 // over lists has a bench of its own (prefill_attention_bench).
 //
-//   kernel_bench [--lengths=32768,131072]
+//   kernel_bench [--few_rows] [--lengths=32768,131072]
+//
+// --few_rows: only the linears of few rows, ours beside cuBLASLt's, as CUDA graphs.
 //
 // A time is that of one call among many that are queued and waited for together: launches included,
 // as a step meets them. Inputs are random. cuda_ops_test is the check.
@@ -31,6 +33,24 @@ constexpr int64_t kHidden = 4096, kFfn = 14336, kVocab = 128256;
 constexpr int32_t kChunk = 8192;  // tokens of a prefill step
 constexpr DType kBf16 = DType::kBF16;
 
+struct LinearShape {
+  const char* name;
+  int64_t n, k;
+  DType out;
+  bool accumulate;
+
+  int64_t WeightBytes(DType in) const { return n * k * int64_t(SizeOf(in)); }
+  // Read and written.
+  double Bytes(int64_t rows, DType in) const {
+    return double(WeightBytes(in) + rows * k * int64_t(SizeOf(in)) +
+                  rows * n * int64_t(SizeOf(out)) * (accumulate ? 2 : 1));
+  }
+};
+constexpr LinearShape kLinears[] = {{"qkv", 6144, kHidden, kBf16, false},
+                                    {"o", kHidden, kHidden, DType::kF32, true},
+                                    {"gate_up", 2 * kFfn, kHidden, kBf16, false},
+                                    {"down", kHidden, kFfn, DType::kF32, true}};
+
 struct Ceilings {
   double copy = 0;     // bytes/s, read and written
   double product = 0;  // FLOP/s
@@ -39,6 +59,30 @@ struct Ceilings {
 class Bench {
  public:
   explicit Bench(Backend& backend) : backend_(backend) {}
+
+  // cublaslt: a bench of the backend whose linears are all cuBLASLt's.
+  void FewRows(Bench& cublaslt) {
+    MeasureCeilings();
+    for (const DType in : {kBf16, DType::kE4M3}) {
+      if (in == DType::kE4M3 && !backend_.HasFastE4M3()) continue;
+      for (const LinearShape& l : kLinears) {
+        for (const int64_t rows : {1, 2, 4, 8, 16}) {
+          const std::string name =
+              std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows);
+          const double bytes = l.Bytes(rows, in);
+          Print(name + ": ours", TimeLinearGraph(rows, l, in), bytes, 0);
+          Print(name + ": cuBLASLt", cublaslt.TimeLinearGraph(rows, l, in), bytes, 0);
+        }
+      }
+    }
+    const LinearShape logits{"logits", kVocab, kHidden, DType::kF32, false};
+    for (const int64_t rows : {1, 8}) {
+      const std::string name = "bf16 logits, " + std::to_string(rows);
+      Print(name + ": ours", TimeLinearGraph(rows, logits, kBf16), logits.Bytes(rows, kBf16), 0);
+      Print(name + ": cuBLASLt", cublaslt.TimeLinearGraph(rows, logits, kBf16),
+            logits.Bytes(rows, kBf16), 0);
+    }
+  }
 
   void Run(const std::vector<int32_t>& lengths) {
     MeasureCeilings();
@@ -145,64 +189,74 @@ class Bench {
       ceilings_.copy = 2.0 * double(bytes) / copy(10);
       cudaStreamDestroy(stream);
     }
-    const double seconds = TimeLinear(8192, 8192, 8192, kBf16, false, kBf16);
+    const double seconds = TimeLinear(8192, {"", 8192, 8192, kBf16, false}, kBf16);
     ceilings_.product = 2.0 * 8192 * 8192 * 8192 / seconds;
     std::printf("ceilings: copy %.0f GB/s, bf16 product %.0f TFLOP/s\n\n", ceilings_.copy * 1e-9,
                 ceilings_.product * 1e-12);
   }
 
-  // Rotates over weights so that they do not stay in L2.
-  double TimeLinear(int64_t rows, int64_t n, int64_t k, DType out, bool accumulate, DType in) {
-    Buffers b(backend_);
-    const int copies = int(std::clamp<int64_t>((int64_t{256} << 20) / (n * k * 2), 1, 16));
+  // Weights to rotate over, so that they do not stay in L2, and one input.
+  struct LinearBuffers {
+    LinearBuffers(Backend& backend, int64_t rows, const LinearShape& l, DType in) : b(backend) {
+      const auto copies = std::clamp<int64_t>((int64_t{256} << 20) / l.WeightBytes(in), 1, 16);
+      if (in == DType::kE4M3) {
+        const Matrix x = b.Quantized(rows, l.k);
+        p.x = x.data, p.x_scales = x.scales;
+        for (int64_t i = 0; i < copies; ++i) weights.push_back(b.Quantized(l.n, l.k));
+      } else {
+        p.x = b.Random(rows * l.k, in);
+        for (int64_t i = 0; i < copies; ++i) {
+          weights.push_back({b.Random(l.n * l.k, in, 0.02f), in, l.n, l.k});
+        }
+      }
+      p.out = b.Random(rows * l.n, l.out);
+      p.out_dtype = l.out;
+      p.accumulate = l.accumulate;
+      p.rows = rows;
+    }
+    const LinearParams& Params(int call) {
+      p.w = weights[size_t(call) % weights.size()];
+      return p;
+    }
+    Buffers b;
     LinearParams p;
     std::vector<Matrix> weights;
-    if (in == DType::kE4M3) {
-      const Matrix x = b.Quantized(rows, k);
-      p.x = x.data, p.x_scales = x.scales;
-      for (int i = 0; i < copies; ++i) weights.push_back(b.Quantized(n, k));
-    } else {
-      p.x = b.Random(rows * k, in);
-      for (int i = 0; i < copies; ++i) weights.push_back({b.Random(n * k, in, 0.02f), in, n, k});
-    }
-    p.out = b.Random(rows * n, out);
-    p.out_dtype = out;
-    p.accumulate = accumulate;
-    p.rows = rows;
-    return Time([&](int i) {
-      p.w = weights[size_t(i % copies)];
-      backend_.Linear(p);
+  };
+
+  double TimeLinear(int64_t rows, const LinearShape& l, DType in) {
+    LinearBuffers b(backend_, rows, l, in);
+    return Time([&](int i) { backend_.Linear(b.Params(i)); });
+  }
+
+  // One of 16 in a graph, as a decode step runs them.
+  double TimeLinearGraph(int64_t rows, const LinearShape& l, DType in) {
+    constexpr int kCalls = 16;
+    LinearBuffers b(backend_, rows, l, in);
+    const uint64_t key = ++graphs_;
+    const double seconds = Time([&](int) {
+      backend_.Replay(key, [&] {
+        for (int i = 0; i < kCalls; ++i) backend_.Linear(b.Params(i));
+      });
     });
+    return seconds / kCalls;
   }
 
   void Linears(DType in) {
-    struct Layer {
-      const char* name;
-      int64_t n, k;
-      bool accumulate;
-    };
-    const Layer layers[] = {{"qkv", 6144, kHidden, false},
-                            {"o", kHidden, kHidden, true},
-                            {"gate_up", 2 * kFfn, kHidden, false},
-                            {"down", kHidden, kFfn, true}};
-    for (const int64_t rows : {1, 8, 32, 2048, kChunk}) {
-      for (const Layer& l : layers) {
-        const DType out = l.accumulate ? DType::kF32 : kBf16;
-        const double seconds = TimeLinear(rows, l.n, l.k, out, l.accumulate, in);
+    for (const int64_t rows :
+         {int64_t{1}, int64_t{8}, int64_t{32}, int64_t{2048}, int64_t{kChunk}}) {
+      for (const LinearShape& l : kLinears) {
         const double flops = 2.0 * double(rows * l.n * l.k);
-        const double bytes = double(SizeOf(in)) * double(l.n * l.k + rows * l.k) +
-                             double(rows * l.n) * double(SizeOf(out)) * (l.accumulate ? 2 : 1);
         Print("linear " + std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows) +
                   " rows",
-              seconds, rows < 100 ? bytes : 0, rows < 100 ? 0 : flops);
+              TimeLinear(rows, l, in), rows < 100 ? l.Bytes(rows, in) : 0, rows < 100 ? 0 : flops);
       }
     }
     if (in == DType::kE4M3) {  // the head is never quantized
-      Print("linear e4m3 8192 x 8192, 8192 rows", TimeLinear(8192, 8192, 8192, kBf16, false, in), 0,
-            2.0 * 8192 * 8192 * 8192);
+      Print("linear e4m3 8192 x 8192, 8192 rows",
+            TimeLinear(8192, {"", 8192, 8192, kBf16, false}, in), 0, 2.0 * 8192 * 8192 * 8192);
       return;
     }
-    const double seconds = TimeLinear(1, kVocab, kHidden, DType::kF32, false, in);
+    const double seconds = TimeLinear(1, {"", kVocab, kHidden, DType::kF32, false}, in);
     Print("linear logits, 1 row", seconds, 2.0 * double(kVocab) * kHidden, 0);
   }
 
@@ -444,6 +498,7 @@ class Bench {
   }
 
   Backend& backend_;
+  uint64_t graphs_ = 0;  // recorded so far
   Ceilings ceilings_;
 };
 
@@ -453,10 +508,15 @@ class Bench {
 int main(int argc, char** argv) {
   using namespace entropyserve;
   std::vector<int32_t> lengths = {32768, 131072};
+  bool few_rows = false;
   constexpr const char kLengths[] = "--lengths=";
   for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--few_rows") == 0) {
+      few_rows = true;
+      continue;
+    }
     if (std::strncmp(argv[i], kLengths, sizeof(kLengths) - 1) != 0) {
-      std::fprintf(stderr, "usage: kernel_bench [--lengths=32768,131072]\n");
+      std::fprintf(stderr, "usage: kernel_bench [--few_rows] [--lengths=32768,131072]\n");
       return 2;
     }
     lengths.clear();
@@ -465,22 +525,36 @@ int main(int argc, char** argv) {
       if (*at) ++at;
     }
   }
-  CudaOptions options;
-  options.pool_bytes = size_t{24} << 30;
-  std::string error;
-  const std::unique_ptr<Backend> backend = MakeCudaBackend(options, &error);
-  if (!backend) {
-    std::fprintf(stderr, "kernel_bench: %s\n", error.c_str());
-    return 1;
-  }
   Backend::Limits limits;
   limits.shape = kShape;
   limits.max_rows = kChunk;
   limits.max_context = *std::max_element(lengths.begin(), lengths.end());
   limits.max_seqs = 64;
   limits.vocab = kVocab;
-  backend->Reserve(limits);
+  const auto make = [&](bool cublaslt_only) {
+    CudaOptions options;
+    options.pool_bytes = size_t{24} << 30;
+    options.cublaslt_only = cublaslt_only;
+    std::string error;
+    std::unique_ptr<Backend> backend = MakeCudaBackend(options, &error);
+    if (backend) {
+      backend->Reserve(limits);
+    } else {
+      std::fprintf(stderr, "kernel_bench: %s\n", error.c_str());
+    }
+    return backend;
+  };
+  const std::unique_ptr<Backend> backend = make(false);
+  if (!backend) return 1;
   std::printf("%s\n", backend->Description().c_str());
-  Bench(*backend).Run(lengths);
+  Bench bench(*backend);
+  if (few_rows) {
+    const std::unique_ptr<Backend> cublaslt_only = make(true);
+    if (!cublaslt_only) return 1;
+    Bench cublaslt(*cublaslt_only);
+    bench.FewRows(cublaslt);
+  } else {
+    bench.Run(lengths);
+  }
   return 0;
 }
