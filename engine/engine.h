@@ -207,6 +207,14 @@ class Engine {
   // turns SERVING after it.
   virtual absl::Status WarmUp() = 0;
 
+  // Reads `tokens` random tokens under policy `full`, in the steps of a prompt that has the engine
+  // to itself, and forgets them; seconds of those steps. Nobody's request: it is in no count.
+  // Nothing else runs meanwhile, so it is for the time before requests are taken. INVALID_ARGUMENT:
+  // longer than the context. RESOURCE_EXHAUSTED: it does not fit into the pool.
+  virtual absl::StatusOr<double> TimeDensePrefill(int64_t /*tokens*/) {
+    return absl::UnimplementedError("this engine cannot time prefills");
+  }
+
   // New requests are refused from now on; returns once nothing is running or `deadline` passed,
   // after which what is left is cancelled.
   virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;

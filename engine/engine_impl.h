@@ -37,6 +37,7 @@ class EngineImpl final : public Engine {
   void SetPaused(RequestId id, bool paused) override;
   EngineStats Stats() const override;
   absl::Status WarmUp() override;
+  absl::StatusOr<double> TimeDensePrefill(int64_t tokens) override;
   void Drain(TimePoint deadline) override;
   absl::StatusOr<CompareResult> Compare(CompareRequest request, CompareSink sink) override;
   absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) override;
@@ -91,7 +92,7 @@ class EngineImpl final : public Engine {
   void RefuseWhatCannotStart(const StepPlan& plan);
   bool Admit(Sequence* sequence);
   bool BuildBatch(const StepPlan& plan);
-  void RunBatch(const StepPlan& plan);
+  void RunBatch(const StepPlan& plan, TimePoint begin);
   void AfterWork(Sequence* sequence, const StepPlan::Work& work);
   void AfterPrefill(Sequence* sequence);
   void AfterSample(Sequence* sequence, const SampleResult& sample);
@@ -104,11 +105,13 @@ class EngineImpl final : public Engine {
   void ReturnCache(Sequence* sequence, bool failed);
   double EstimateSeconds(int64_t tokens) const;
 
+  // Engine thread: what is nobody's request (engine_alone.cc).
+  absl::Status StepAlone(Sequence* sequence, int64_t tokens);
+
   // Engine thread: comparisons (engine_compare.cc).
   void BeginCompare(CompareRequest request, std::shared_ptr<CompareChannel> channel);
   void StepCompare();
-  void EndCompare(std::shared_ptr<CompareChannel> channel,
-                  absl::StatusOr<CompareResult> result);
+  void EndCompare(std::shared_ptr<CompareChannel> channel, absl::StatusOr<CompareResult> result);
 
   // Constant after construction. The order is the order of destruction, reversed: caches before the
   // pool, the pool before the backend.

@@ -29,7 +29,7 @@ void EngineImpl::Step() {
   if (plan.work.empty()) return;
   const TimePoint begin = clock_->Now();
   if (!BuildBatch(plan)) return;
-  RunBatch(plan);
+  RunBatch(plan, begin);
   ++counts_.steps;
   // The rate that estimates are made of: of steps that mostly prefill.
   int64_t prefilled = 0, prefills = 0;
@@ -144,7 +144,7 @@ bool EngineImpl::BuildBatch(const StepPlan& plan) {
   return false;
 }
 
-void EngineImpl::RunBatch(const StepPlan& plan) {
+void EngineImpl::RunBatch(const StepPlan& plan, TimePoint begin) {
   const int64_t n = int64_t(step_.sample_rows().size());
   const float* logits = model_->Forward(step_.batch(), pool_->kv(), step_.logit_rows(), n);
   samples_.resize(n);
@@ -156,10 +156,16 @@ void EngineImpl::RunBatch(const StepPlan& plan) {
                       .results = samples_.data()});
   }
   backend_->Synchronize();
+  const double seconds = Seconds(begin, clock_->Now());
   // Ends of sequences erase them: sequences that were sampled from are looked up by their ids.
   std::vector<RequestId> sampled;
   for (const Sequence* s : step_.sampled()) sampled.push_back(s->id);
-  for (const StepPlan::Work& work : plan.work) AfterWork(sequences_.at(work.id).get(), work);
+  for (const StepPlan::Work& work : plan.work) {
+    Sequence* const s = sequences_.at(work.id).get();
+    if (work.prefill) s->prefill_step_seconds += seconds;
+    s->shared |= plan.work.size() > 1;
+    AfterWork(s, work);
+  }
   for (int64_t i = 0; i < n; ++i) {
     if (auto it = sequences_.find(sampled[i]); it != sequences_.end()) {
       AfterSample(it->second.get(), samples_[i]);
@@ -205,7 +211,10 @@ void EngineImpl::AfterPrefill(Sequence* s) {
     }
     s->receipt.rigid_share = entropy.empty() ? 0 : double(rigid) / double(entropy.size());
   }
-  observer_->OnPrefill({.receipt = &s->receipt, .entropy = entropy});
+  observer_->OnPrefill({.receipt = &s->receipt,
+                        .entropy = entropy,
+                        .step_seconds = s->prefill_step_seconds,
+                        .alone = !s->shared});
   if (s->request.trace) FillTrace(s);
   s->cache->EndPrefill();
   s->receipt.kv_bytes_before = s->receipt.kv_bytes_after = s->cache->kv_bytes();
@@ -335,38 +344,6 @@ void EngineImpl::Finish(Sequence* s, FinishReason reason, absl::Status status,
   }
   quotas_.Finished(s->request.owner);
   if (--open_requests_ == 0) idle_.NotifyAll();
-}
-
-absl::Status EngineImpl::WarmUp() {
-  return Call<absl::Status>([this]() -> absl::Status {
-    Sequence s;
-    s.owned = std::make_unique<SequenceCache>(backend_.get(), pool_.get(), model_->shape());
-    s.cache = s.owned.get();
-    s.input = {0, 0, 0};
-    s.request.prefill.params.full = true;
-    s.request.sampling.temperature = 0;
-    s.plan = {.prompt = 3,
-              .max_new = 2,
-              .prefill = s.request.prefill.params,
-              .kv = {.rule = KvRule::kFull}};
-    RETURN_IF_ERROR(s.cache->BeginTurn(s.plan));
-    for (bool prefill : {true, false}) {
-      const int64_t tokens = prefill ? int64_t(s.input.size()) : 1;
-      step_.Clear();
-      s.cache->Append(tokens);
-      step_.Add(&s, tokens, prefill, true, {});
-      if (!step_.Upload()) return absl::ResourceExhaustedError("no memory for a step's batch");
-      SampleResult sample;
-      const float* logits = model_->Forward(step_.batch(), pool_->kv(), step_.logit_rows(), 1);
-      backend_->Sample({logits, model_->config().vocab, step_.sample_rows().data(), 1, &sample});
-      backend_->Synchronize();
-      s.cache->Advance(tokens);
-      if (!sample.finite)
-        return absl::InternalError("the model's logits are not finite; its weights may be damaged");
-      s.last_token = sample.token;
-    }
-    return absl::OkStatus();
-  });
 }
 
 }  // namespace entropyserve

@@ -34,6 +34,8 @@ struct PrefillInfo {
   // Entropy of the last full segment of each (layer, kv head) that judged one, nats.
   // Empty when another rule than `entropy` chose.
   std::span<const float> entropy;
+  double step_seconds = 0;  // of the steps that read the prompt; the time between them is not in it
+  bool alone = false;       // those steps did nothing else
 };
 
 // Called on the engine thread; must not block nor call the engine.

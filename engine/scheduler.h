@@ -61,6 +61,7 @@ class Scheduler {
   void Remove(uint64_t id);
   void SetPaused(uint64_t id, bool paused);
 
+  const SchedulerOptions& options() const { return options_; }
   int64_t waiting() const { return int64_t(waiting_.size()); }
   int64_t running() const { return int64_t(running_.size()); }
   int64_t waiting_tokens() const;

@@ -29,7 +29,9 @@ struct Sequence {
 
   std::vector<int32_t> input;  // to prefill: the session's pending ids, then the prompt
   int64_t prefilled = 0;
-  bool loading = false;  // its session is being read from a file
+  double prefill_step_seconds = 0;  // of the steps that prefilled it
+  bool shared = false;              // a step of it did something for another sequence too
+  bool loading = false;             // its session is being read from a file
   bool admitted = false;
   bool paused = false;
   std::optional<TextStream> text;

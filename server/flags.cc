@@ -11,6 +11,7 @@
 #include "engine/base/status_macros.h"
 #include "proto/policy_flags.h"
 #include "server/convert.h"
+#include "server/dense_calibration.h"
 
 namespace entropyserve {
 namespace {
@@ -105,6 +106,11 @@ void AddEngineFlags(FlagSet* set, ServerFlags* flags) {
            "chunk of a prompt that is read alone; 0: the same");
   set->Add("max-whole-prompt-tokens", &flags->max_whole_prompt_tokens,
            "longest prompt of prefill policy entropy_paper");
+  set->Add(
+      "calibrate-dense-tokens", &flags->calibrate_dense_tokens,
+      "before requests are taken, time dense prefills of 4096, 8192, ... up to this many tokens "
+      "(for five minutes at most), with which entropyserve_prefill_speedup_ratio compares; 0: "
+      "no such metric");
 }
 
 void AddSessionFlags(FlagSet* set, ServerFlags* flags) {
@@ -187,6 +193,9 @@ absl::Status ValidateCounts(const ServerFlags& flags) {
   for (const auto& [flag, value] : not_negative) {
     RETURN_IF_ERROR(Require(value >= 0, flag, "expected 0 or more"));
   }
+  const int64_t calibrate = flags.calibrate_dense_tokens;
+  RETURN_IF_ERROR(Require(calibrate == 0 || calibrate >= DenseCalibration::kFewestTokens,
+                          "calibrate-dense-tokens", "expected 0, or 4096 and more"));
   RETURN_IF_ERROR(Require(flags.max_sequences <= 4096, "max-sequences", "expected 1 to 4096"));
   return Require(flags.threads >= 0 && flags.threads <= 4096, "threads", "expected 0 to 4096");
 }

@@ -63,6 +63,7 @@ struct ServerFlags {
   int64_t step_tokens = 0;
   int64_t lone_chunk_tokens = 0;
   int64_t max_whole_prompt_tokens = 32768;
+  int64_t calibrate_dense_tokens = 0;
 
   // Idle sessions.
   double session_ttl_seconds = 0;

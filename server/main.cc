@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "engine/base/status_macros.h"
 #include "server/auth.h"
+#include "server/dense_calibration.h"
 #include "server/flags.h"
 #include "server/health.h"
 #include "server/log.h"
@@ -165,6 +166,7 @@ class Program {
       log_.Warning("no_chat_template", {{"message", std::string(model_->chat.status().message())}});
     }
     RETURN_IF_ERROR(model_->engine->WarmUp());
+    RETURN_IF_ERROR(CalibrateDense());
     const int64_t heads = int64_t{model_->config.layers} * model_->config.kv_heads;
     metrics_.SetModel({.name = model_->name,
                        .architecture = model_->config.family,
@@ -180,6 +182,19 @@ class Program {
                         {"linear_dtype", model_->linear_dtype},
                         {"context_tokens", model_->context_tokens},
                         {"seconds", std::chrono::duration<double>(Clock::now() - start).count()}});
+    return absl::OkStatus();
+  }
+
+  absl::Status CalibrateDense() {
+    if (flags_.calibrate_dense_tokens == 0) return absl::OkStatus();
+    const Clock::time_point start = Clock::now();
+    ASSIGN_OR_RETURN(const DenseCalibration dense,
+                     DenseCalibration::Measure(model_->engine.get(), flags_.calibrate_dense_tokens,
+                                               model_->context_tokens));
+    metrics_.SetDenseCalibration(dense);
+    log_.Info("dense_calibrated",
+              {{"up_to_tokens", dense.points().empty() ? 0 : dense.points().back().tokens},
+               {"seconds", std::chrono::duration<double>(Clock::now() - start).count()}});
     return absl::OkStatus();
   }
 

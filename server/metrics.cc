@@ -12,6 +12,7 @@
 #include <exception>
 #include <map>
 #include <numeric>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -38,6 +39,7 @@ const Buckets kCompressionSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 const Buckets kPromptTokens = {256, 1024, 4096, 16384, 32768, 131072, 524288, 1048576};
 const Buckets kStepTokens = {0, 128, 512, 1024, 2048, 4096, 8192, 16384, 32768};
 const Buckets kStepSequences = {0, 1, 2, 4, 8, 16, 32, 64, 128, 256};
+const Buckets kSpeedups = {0.5, 0.8, 1, 1.5, 2, 3, 4, 6, 8, 16};
 const Buckets kShares = {0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1};
 // Nats; ln(131072) = 11.8 is the most that 1M tokens in blocks of 8 allow. Real heads of the box
 // estimator lie near 0; e_t, under which one counts as rigid, is 1e-5.
@@ -122,6 +124,7 @@ struct Metrics::Impl final : public EngineObserver {
   void OnPrefill(const PrefillInfo& prefill) override;
   void OnCompress(double seconds, int64_t bytes_before, int64_t bytes_after) override;
   void OnSessionMove(SessionTier from, SessionTier to, SessionMove why) override;
+  void ObserveSpeedup(const PrefillInfo& prefill);
 
   Histogram& AddHistogram(const char* name, const char* help, const Buckets& buckets) {
     return prometheus::BuildHistogram().Name(name).Help(help).Register(*registry).Add({}, buckets);
@@ -143,6 +146,8 @@ struct Metrics::Impl final : public EngineObserver {
   // What the method does.
   Counter &flops_executed, &flops_dense;
   Histogram &executed_share, &head_entropy, &rigid_share;
+  DenseCalibration dense{{}};
+  Histogram* speedup = nullptr;  // set with `dense`
   Counter &compression_input, &compression_output;
   Histogram &compression_ratio, &compression_seconds;
   // The engine.
@@ -251,6 +256,7 @@ void Metrics::Impl::OnPrefill(const PrefillInfo& prefill_info) {
   if (receipt.attention_flops_dense > 0) {
     executed_share.Observe(receipt.attention_flops_executed / receipt.attention_flops_dense);
   }
+  ObserveSpeedup(prefill_info);
   const std::span<const float> entropy = prefill_info.entropy;
   if (entropy.empty()) return;  // another rule, or a prompt too short to judge a head
   rigid_share.Observe(receipt.rigid_share);
@@ -261,6 +267,15 @@ void Metrics::Impl::OnPrefill(const PrefillInfo& prefill_info) {
     ++counts[static_cast<size_t>(at - kEntropies.begin())];
   }
   head_entropy.ObserveMultiple(counts, std::accumulate(entropy.begin(), entropy.end(), 0.0));
+}
+
+void Metrics::Impl::ObserveSpeedup(const PrefillInfo& prefill_info) {
+  const Receipt& receipt = *prefill_info.receipt;
+  if (speedup == nullptr || receipt.cached_tokens > 0 || !prefill_info.alone) return;
+  const std::optional<double> seconds = dense.Seconds(receipt.prompt_tokens);
+  if (seconds && prefill_info.step_seconds > 0) {
+    speedup->Observe(*seconds / prefill_info.step_seconds);
+  }
 }
 
 void Metrics::Impl::OnCompress(double seconds, int64_t bytes_before, int64_t bytes_after) {
@@ -295,6 +310,28 @@ void Metrics::SetModel(const ModelLabels& model) {
        "blocks over all layers and kv heads fit.",
        {{"block_size", absl::StrCat(kPageTokens)},
         {"num_gpu_blocks", absl::StrCat(model.kv_blocks)}});
+}
+
+void Metrics::SetDenseCalibration(const DenseCalibration& dense) {
+  auto& seconds =
+      prometheus::BuildGauge()
+          .Name("entropyserve_dense_prefill_seconds")
+          .Help(
+              "Calibration of --calibrate-dense-tokens: seconds that this server took, before it "
+              "took requests, to read one prompt of random tokens under policy full with nothing "
+              "else running; prompt: its tokens, k = 1024.")
+          .Register(*impl_->registry);
+  for (const DensePrefill& point : dense.points())
+    seconds.Add({{"prompt", LengthName(point.tokens)}}).Set(point.seconds);
+  impl_->dense = dense;
+  impl_->speedup = &impl_->AddHistogram(
+      "entropyserve_prefill_speedup_ratio",
+      "Per prompt, dense seconds over measured seconds of its prefill. Dense: "
+      "entropyserve_dense_prefill_seconds at the prompt's length, seconds per token interpolated "
+      "linearly between two calibrated lengths. Measured: the engine steps that read the prompt, "
+      "without the time between them. Only prompts within the calibrated lengths, without tokens "
+      "cached by a session, all of whose steps did nothing for another request.",
+      kSpeedups);
 }
 
 void Metrics::CountRequest(const std::string& method, const std::string& code) {

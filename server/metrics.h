@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "engine/engine.h"
+#include "server/dense_calibration.h"
 
 namespace entropyserve {
 
@@ -37,6 +38,10 @@ class Metrics {
 
   // Once, when the model is loaded.
   void SetModel(const ModelLabels& model);
+
+  // Once, before the first request: what prefills are compared with. Without it there is no
+  // entropyserve_prefill_speedup_ratio.
+  void SetDenseCalibration(const DenseCalibration& dense);
 
   // A finished call: `method` is the RPC's name, `code` the canonical name of its status. A method
   // that the service does not have counts as "other", a code that gRPC does not have as "UNKNOWN".

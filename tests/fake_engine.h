@@ -53,12 +53,18 @@ class FakeEngine final : public Engine {
   // Returns when `condition` holds. Fails the test after a minute.
   static void WaitFor(const std::function<bool()>& condition);
 
+  // What TimeDensePrefill answers.
+  std::function<absl::StatusOr<double>(int64_t)> time_dense_prefill;
+
   // Engine.
   absl::StatusOr<RequestId> Submit(EngineRequest request, std::shared_ptr<EventSink> sink) override;
   void Cancel(RequestId id, absl::Status why) override;
   void SetPaused(RequestId id, bool paused) override;
   EngineStats Stats() const override;
   absl::Status WarmUp() override { return absl::OkStatus(); }
+  absl::StatusOr<double> TimeDensePrefill(int64_t tokens) override {
+    return time_dense_prefill(tokens);
+  }
   void Drain(std::chrono::steady_clock::time_point deadline) override;
   // Position p of text t: kl p, logprob_a -t[p + 1], logprob_b -p, top1_equal for even p. While the
   // engine is held only empty spans are handed over.

@@ -53,7 +53,8 @@ void Storm(Metrics* metrics, int i) {
   EngineObserver& engine = *metrics->observer();
   const float entropy[] = {static_cast<float>(i), 0.0f};
   engine.OnStep({.seconds = i * 1e-3, .prefill_tokens = i, .decodes = i, .prefills = 1});
-  engine.OnPrefill({.receipt = &receipt, .entropy = entropy});
+  engine.OnPrefill(
+      {.receipt = &receipt, .entropy = entropy, .step_seconds = i * 1e-3, .alone = true});
   engine.OnCompress(i * 1e-3, i + 1, i);
   engine.OnSessionMove(static_cast<SessionTier>(i % 3), static_cast<SessionTier>(i / 3 % 3),
                        static_cast<SessionMove>(i / 9 % 6));
@@ -62,6 +63,9 @@ void Storm(Metrics* metrics, int i) {
 TEST(MetricsTest, NoCallerCanAddSeries) {
   Metrics metrics("test");
   metrics.SetModel({.name = "m", .architecture = "a", .backend = "b", .dtype = "d"});
+  std::vector<DensePrefill> dense;  // as many as a context of 1M tokens gives
+  for (int64_t tokens = 4096; tokens <= 1 << 20; tokens *= 2) dense.push_back({tokens, 1});
+  metrics.SetDenseCalibration(DenseCalibration(dense));
   Storm(&metrics, 0);
   // Every method that exists, with every code that exists.
   for (const char* method :
@@ -76,7 +80,7 @@ TEST(MetricsTest, NoCallerCanAddSeries) {
     metrics.CountRequest("NoSuchMethod", code);
   }
   const std::set<std::string> before = SeriesOf(metrics);
-  EXPECT_LT(before.size(), 500u);
+  EXPECT_LT(before.size(), 520u);
   constexpr int kCallers = 100'000;
   for (int i = 0; i < kCallers; ++i) Storm(&metrics, i);
   EXPECT_EQ(SeriesOf(metrics), before);
@@ -123,6 +127,33 @@ TEST(MetricsTest, CompressionsAndPrefillsAreSummed) {
                "entropyserve_session_moves_total{reason=\"pressure\",to=\"host\"} 1",
                "entropyserve_session_moves_total{reason=\"limit\",to=\"none\"} 1",
                "entropyserve_session_moves_total{reason=\"restored\",to=\"device\"} 1"});
+}
+
+TEST(MetricsTest, SpeedupIsDenseSecondsOverThoseOfAPrefillAlone) {
+  Metrics metrics("test");
+  EngineObserver& engine = *metrics.observer();
+  const auto prefill = [&engine](int64_t prompt, int64_t cached, double seconds, bool alone) {
+    Receipt receipt;
+    receipt.prompt_tokens = prompt;
+    receipt.cached_tokens = cached;
+    engine.OnPrefill({.receipt = &receipt, .step_seconds = seconds, .alone = alone});
+  };
+  prefill(8192, 0, 1, true);
+  EXPECT_THAT(metrics.Render({}), testing::Not(HasSubstr("speedup"))) << "nothing to compare with";
+  metrics.SetDenseCalibration(DenseCalibration({{4096, 1}, {8192, 4}}));
+  prefill(8192, 0, 1, true);     // 4
+  prefill(6144, 0, 0.75, true);  // 6144 (1 / 4096 + 4 / 8192) / 2 = 2.25 s: 3
+  prefill(8193, 0, 1, true);     // longer than what was timed
+  prefill(4095, 0, 1, true);     // shorter
+  prefill(8192, 1, 1, true);     // a session's past
+  prefill(8192, 0, 1, false);    // the machine was shared
+  ExpectLines(metrics.Render({}), {"entropyserve_dense_prefill_seconds{prompt=\"4k\"} 1",
+                                   "entropyserve_dense_prefill_seconds{prompt=\"8k\"} 4",
+                                   "entropyserve_prefill_speedup_ratio_sum 7",
+                                   "entropyserve_prefill_speedup_ratio_bucket{le=\"2\"} 0",
+                                   "entropyserve_prefill_speedup_ratio_bucket{le=\"3\"} 1",
+                                   "entropyserve_prefill_speedup_ratio_bucket{le=\"4\"} 2",
+                                   "entropyserve_prefill_speedup_ratio_count 2"});
 }
 
 TEST(MetricsTest, TimeToFirstTokenIsClassedByPromptLength) {

@@ -37,7 +37,7 @@ def exported():
     """Names of the metrics that the server exports, and which of them are histograms."""
     source = "".join(p.read_text() for p in sorted((ROOT / "server").glob("metrics*.cc")))
     names = set(re.findall(r'"(entropyserve_[a-z0-9_]+)"', source))
-    return names, set(re.findall(r'Histogram(?:Family)?\("(entropyserve_[a-z0-9_]+)"', source))
+    return names, set(re.findall(r'Histogram(?:Family)?\(\s*"(entropyserve_[a-z0-9_]+)"', source))
 
 
 def rules(name):

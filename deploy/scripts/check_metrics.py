@@ -239,6 +239,22 @@ def check_receipts(prometheus, load):
             < prometheus.value("entropyserve_kv_compression_ratio_count"), "compression saved nothing")
 
 
+def check_speedup(prometheus, load):
+    """The one prompt within the calibration; its steps took no longer than its whole prefill."""
+    short, long = (prometheus.value(f'entropyserve_dense_prefill_seconds{{prompt="{name}"}}')
+                   for name in ("4k", "4608"))
+    require(short > 0 and long > 0, "no dense prefill was timed")
+    judged = [receipt for receipt in load.receipts if 4096 <= int(receipt["prompt_tokens"]) <= 4608]
+    least = 0
+    for receipt in judged:
+        tokens = int(receipt["prompt_tokens"])
+        share = (tokens - 4096) / (4608 - 4096)
+        least += tokens * ((1 - share) * short / 4096 + share * long / 4608) / receipt["prefill_seconds"]
+    count, ratio = (prometheus.value("entropyserve_prefill_speedup_ratio_" + part) for part in ("count", "sum"))
+    require(count == len(judged) == 1, f"{count} prompts were compared with dense prefills, not {len(judged)}")
+    require(ratio >= least * (1 - 1e-6), f"speedup {ratio}, at least {least} by the receipt")
+
+
 def wait_for_counts(prometheus, **counts):
     """Until the newest scrape has these; they only grow, or are what a held call makes them."""
     for name, count in counts.items():
@@ -255,7 +271,8 @@ def run_load(prometheus, load, answered):
         load.generate(text[: 100 + i], 4, f"--request-id=caller-{i}")
     wait_for_counts(prometheus, completed_total=len(load.receipts), running_requests=0)
     series = prometheus.value('count({job="entropyserve", __name__=~"entropyserve_.*"})')
-    # While this one runs, prefills, decodes and compressions happen between two scrapes.
+    # While these run, prefills, decodes and compressions happen between two scrapes.
+    load.generate(text * 2, 4, *sparse)  # within the lengths of the calibration
     for i in range(6):
         load.generate(text[: 600 + i], 20, *sparse, f"--request-id=other-caller-{i}")
     wait_for_counts(prometheus, completed_total=len(load.receipts), running_requests=0)
@@ -272,7 +289,8 @@ def run_load(prometheus, load, answered):
 def check(options, folder, stack):
     server = stack.enter_context(Background(
         [options.server, "--model=synthetic:tiny", "--listen=127.0.0.1:0",
-         "--metrics-listen=127.0.0.1:0", "--log-format=text", "--kv-bytes=512M"], folder / "server.log"))
+         "--metrics-listen=127.0.0.1:0", "--log-format=text", "--kv-bytes=512M",
+         "--calibrate-dense-tokens=4608"], folder / "server.log"))
     metrics = server.wait(r"metrics address=(\S+)")
     address = server.wait(r"listening address=(\S+)")
     server.wait(r"(ready) ")
@@ -293,6 +311,7 @@ def check(options, folder, stack):
             raise Finding(f"{finding}: {missing_names(prometheus)}") from None
         check_queries(prometheus)
         check_receipts(prometheus, load)
+        check_speedup(prometheus, load)
 
     series = run_load(prometheus, load, answered)
     require(series < 500, f"{series} series")
