@@ -58,6 +58,9 @@ absl::Status Validate(const SamplingParams& p, int vocab_size) {
     }
     if (!IsValidUtf8(stop)) return Bad("stop", "a stop string must be valid UTF-8");
   }
+  if (p.stop_token_ids.size() > size_t{kMaxStopTokenIds}) {
+    return Bad("stop_token_ids", absl::StrCat("at most ", kMaxStopTokenIds, " ids"));
+  }
   RETURN_IF_ERROR(ValidateIds("stop_token_ids", p.stop_token_ids, vocab_size));
   RETURN_IF_ERROR(ValidateIds("forced_token_ids", p.forced_token_ids, vocab_size));
   if (int64_t(p.forced_token_ids.size()) > p.max_new_tokens) {

@@ -14,6 +14,7 @@ namespace entropyserve {
 inline constexpr int kMaxLogprobs = 20;
 inline constexpr int kMaxStopStrings = 16;
 inline constexpr int kMaxStopStringBytes = 1024;
+inline constexpr int kMaxStopTokenIds = 256;  // looked through, and masked, for every token
 
 struct SamplingParams {
   float temperature = 1.0f;         // >= 0; 0: greedy

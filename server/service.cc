@@ -66,6 +66,12 @@ absl::Status TokenizeText(const ServedModel& model, const v1::TokenizeRequest& r
   }
   response->mutable_ids()->Add(ids.begin(), ids.end());
   if (!request.with_pieces()) return absl::OkStatus();
+  constexpr size_t kMaxPieces = size_t{1} << 20;  // a byte of the message may become one of 60 here
+  if (ids.size() > kMaxPieces) {
+    return absl::InvalidArgumentError(absl::StrCat("with_pieces: the text has ", ids.size(),
+                                                   " tokens of at most ", kMaxPieces,
+                                                   "; send less at a time, or ask for ids only"));
+  }
   for (const int32_t id : ids) response->add_pieces(std::string(model.tokenizer->TokenBytes(id)));
   return absl::OkStatus();
 }

@@ -55,6 +55,21 @@ TEST(EntropyBudget, IsSafeWithNumbersThatAreNone) {
   }
 }
 
+TEST(CoverageBudget, TheLeastCountsInBlocksUpToTheLargestNumber) {
+  std::vector<float> p(64, 0.0f), score = p;
+  p[0] = score[0] = 1.0f;  // reaches any coverage alone
+  const cpu::Estimate estimate{.score = score, .p = p};
+  std::vector<int32_t> order;
+  for (const auto& [least, blocks] : {std::pair{0, 1}, {100, 13}, {INT32_MAX, 64}}) {
+    const PrefillParams policy{.budget = BudgetRule::kCoverage,
+                               .forced = false,
+                               .block = 8,
+                               .coverage_min = least,
+                               .coverage_max = INT32_MAX};
+    EXPECT_EQ(cpu::ChooseBlocks(policy, 3, estimate, 64, order).size(), size_t(blocks)) << least;
+  }
+}
+
 TEST(WholePromptBlocks, TakesTheMaximumOverHeadsAndJudgesRigidOnTheWholePrompt) {
   const PrefillParams policy{.whole_prompt = true,
                              .segment = 128,

@@ -153,6 +153,10 @@ TEST_F(ContractTest, ListsOfSamplingAreChecked) {
     Expect(with([=](v1::SamplingParams& s) { s.add_forced_token_ids(id); }), works,
            "sampling.forced_token_ids", std::to_string(id));
   }
+  for (const int count : {256, 257}) {
+    Expect(with([=](v1::SamplingParams& s) { s.mutable_stop_token_ids()->Resize(count, 5); }),
+           count == 256, "sampling.stop_token_ids", std::to_string(count));
+  }
   for (const int32_t logprobs : {20, 21}) {
     Expect(with([=](v1::SamplingParams& s) { s.set_logprobs(logprobs); }), logprobs == 20,
            "sampling.logprobs", std::to_string(logprobs));
@@ -363,6 +367,22 @@ TEST_F(ContractTest, DetokenizeBoundsItsAnswer) {
   const grpc::Status status = stub_->Detokenize(&second, back, &text);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_NE(status.error_message().find("ids:"), std::string::npos) << status.error_message();
+}
+
+// A byte of text may become a piece, which takes many bytes here.
+TEST_F(ContractTest, TokenizeBoundsItsPieces) {
+  v1::TokenizeRequest request;
+  request.set_text(std::string((size_t{1} << 20) + 1, '\1'));
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext first;
+  first.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(5));
+  ASSERT_TRUE(stub_->Tokenize(&first, request, &tokens).ok());
+  ASSERT_EQ(tokens.ids_size(), static_cast<int>(request.text().size()));
+  request.set_with_pieces(true);
+  grpc::ClientContext second;
+  const grpc::Status status = stub_->Tokenize(&second, request, &tokens);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_NE(status.error_message().find("with_pieces:"), std::string::npos);
 }
 
 TEST_F(ContractTest, DetokenizeRepairsHalfCharactersAndChecksIds) {

@@ -43,7 +43,7 @@ int32_t EnoughCoverage(const PrefillParams& policy, const Estimate& estimate,
                        std::span<const int32_t> ranked) {
   const int32_t size = int32_t(ranked.size());
   if (policy.coverage >= 1.0f) return size;
-  const int32_t least = std::min(size, CeilDiv(policy.coverage_min, policy.block));
+  const int64_t least = CeilDiv<int64_t>(policy.coverage_min, policy.block);
   float mass = estimate.covered;
   for (int32_t i = 0; i < size; ++i) {
     if (i >= least && mass >= policy.coverage) return i;

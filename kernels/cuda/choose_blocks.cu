@@ -130,7 +130,8 @@ __device__ int32_t EnoughCoverage(const PrefillParams& policy, const RankedBlock
                                   int32_t visible, int32_t limit, int32_t forced,
                                   const RowStat& stat, TopKShared& shared) {
   if (policy.coverage >= 1.0f || limit == 0) return limit;
-  int32_t count = min(limit, (policy.coverage_min + policy.block - 1) / policy.block);
+  int32_t count = int32_t(
+      min(int64_t{limit}, (int64_t{policy.coverage_min} + policy.block - 1) / policy.block));
   if (policy.coverage > stat.covered) {
     const bool box = policy.estimator == Estimator::kBox;
     const auto mass = [&](int64_t j) {
