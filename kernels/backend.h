@@ -405,7 +405,7 @@ class Backend {
   // Runs `step`, which calls Embed, RmsNorm, Linear, SwiGlu, Quantize, GatherRows, QkvPost and
   // DecodeAttention and nothing else of the backend. Calls with one key do the same work on the
   // same buffers (only what is in them differs), so that a backend may record the work once and
-  // replay it: then `step` is not called.
+  // replay it: then `step` is not called. No weights are written in it.
   virtual void Replay(uint64_t /*key*/, const std::function<void()>& step) { step(); }
 };
 

@@ -162,5 +162,68 @@ TEST_P(FewRows, RowsDoNotKnowOfEachOther) {
   }
 }
 
+// A recorded step starts linears before their input's kernel has ended: it must compute what the
+// same calls compute one after the other, to the last bit, on whatever its buffers hold now.
+TEST_P(FewRows, RecordedStepsComputeTheSame) {
+  constexpr int64_t kHidden = 1024, kFfn = 2048;
+  constexpr int kLayers = 6;
+  for (const int64_t rows : {1, 9}) {
+    Arena a(Cuda());
+    const auto matrix = [&](int64_t n, int64_t k) {
+      const Operand made = MakeOperand(rng_, GetParam(), n, k);
+      return Matrix{a.Put(made.data), GetParam(), n, k,
+                    made.scales.empty() ? nullptr : a.Put(made.scales)};
+    };
+    std::vector<Matrix> up, down;
+    for (int i = 0; i < kLayers; ++i) {
+      up.push_back(matrix(2 * kFfn, kHidden)), down.push_back(matrix(kHidden, kFfn));
+    }
+    const std::vector<float> ones(kHidden, 1.0f);
+    const float* const norm = a.Put(ones);
+    float* const x = a.Put(std::vector<float>(size_t(rows * kHidden)));
+    void* const normed = a.Bytes(size_t(rows * kHidden) * 2);
+    void* const gate_up = a.Bytes(size_t(rows * 2 * kFfn) * 2);
+    void* const mlp = a.Bytes(size_t(rows * kFfn) * 2);
+    float* const scales =
+        GetParam() == DType::kE4M3 ? a.Put(std::vector<float>(size_t(rows))) : nullptr;
+    const auto step = [&] {
+      for (int i = 0; i < kLayers; ++i) {
+        Cuda().RmsNorm({.x = x,
+                        .weight = norm,
+                        .out = normed,
+                        .out_dtype = GetParam(),
+                        .rows = rows,
+                        .hidden = kHidden,
+                        .scales = scales});
+        Cuda().Linear({.x = normed,
+                       .w = up[size_t(i)],
+                       .out = gate_up,
+                       .out_dtype = DType::kBF16,
+                       .rows = rows,
+                       .x_scales = scales});
+        Cuda().SwiGlu({gate_up, mlp, DType::kBF16, rows, kFfn, scales});
+        Cuda().Linear({.x = mlp,
+                       .w = down[size_t(i)],
+                       .out = x,
+                       .accumulate = true,
+                       .rows = rows,
+                       .x_scales = scales});
+      }
+    };
+    const uint64_t key = rng_();
+    for (int round = 0; round < 5; ++round) {
+      const std::vector<float> input = RandomFloats(rng_, rows * kHidden);
+      const auto run = [&](auto call) {
+        Cuda().CopyIn(x, input.data(), input.size() * sizeof(float));
+        call();
+        return a.Get(x, input.size());
+      };
+      const std::vector<float> expected = run(step);
+      EXPECT_TRUE(std::isfinite(expected[0]));
+      EXPECT_EQ(run([&] { Cuda().Replay(key, step); }), expected) << rows << ", " << round;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace entropyserve

@@ -2,6 +2,7 @@
 #include "kernels/cuda/attend_simple.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/decode_attention.h"
+#include "kernels/cuda/early_start.cuh"
 #include "kernels/cuda/mma.cuh"
 
 namespace entropyserve::cuda {
@@ -72,6 +73,7 @@ constexpr int SharedBytes() {  // tiles; later the warps' results
 // the group's heads are the rows of one mma, so that K and V are read once for all of them.
 template <int kDim>
 __global__ void __launch_bounds__(kWarps * 32) DecodeKernel(DecodeParams p) {
+  LetNextStart();
   using Tile = SwizzledTile<kDim>;
   constexpr int kChunks = kDim / 8, kTileBytes = kTile * kDim * 2;
   extern __shared__ __align__(128) char shared[];
@@ -243,6 +245,7 @@ constexpr int kSimpleWarps = 8;
 // Grid: (heads, num_decodes); the warps take every kSimpleWarps-th tile of 32 keys.
 template <typename T>
 __global__ void __launch_bounds__(kSimpleWarps * 32) DecodeSimpleKernel(DecodeParams p) {
+  LetNextStart();
   __shared__ float q[kMaxDim], highs[kSimpleWarps], sums[kSimpleWarps], outs[kSimpleWarps][kMaxDim];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, dim = p.shape.head_dim;
   const int32_t head = blockIdx.x;

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/early_start.cuh"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/vec.cuh"
 
@@ -40,6 +41,7 @@ __device__ __forceinline__ void Store(e4m3_t* p, float x) {
 // The row is read twice; the second time it comes from L1.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) QuantizeKernel(QuantizeParams p) {
+  LetNextStart();
   __shared__ float shared[33];
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(p.x) + row * p.cols;
@@ -71,6 +73,7 @@ __global__ void __launch_bounds__(kThreads) QuantizeKernel(QuantizeParams p) {
 
 // |x * weight| is largest where |x * weight / rms| is: one pass finds both, a second one rounds.
 __global__ void __launch_bounds__(kThreads) RmsNormE4M3Kernel(RmsNormParams p) {
+  LetNextStart();
   __shared__ float shared[33];
   const int64_t row = blockIdx.x;
   const float* x = p.x + (p.row_index ? int64_t{p.row_index[row]} : row) * p.hidden;
@@ -123,6 +126,7 @@ constexpr int kMostThreads = 1024;
 
 template <typename T, int kHold>
 __global__ void __launch_bounds__(kMostThreads) SwiGluE4M3Kernel(SwiGluParams p) {
+  LetNextStart();
   __shared__ float shared[33];
   const int64_t row = blockIdx.x;
   const T* gate = static_cast<const T*>(p.gate_up) + row * 2 * p.ffn;
@@ -152,6 +156,7 @@ __global__ void __launch_bounds__(kMostThreads) SwiGluE4M3Kernel(SwiGluParams p)
 // Any ffn: products are made twice.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) SwiGluE4M3AnyKernel(SwiGluParams p) {
+  LetNextStart();
   __shared__ float shared[33];
   const int64_t row = blockIdx.x;
   const T* gate = static_cast<const T*>(p.gate_up) + row * 2 * p.ffn;

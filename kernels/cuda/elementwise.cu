@@ -1,4 +1,5 @@
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/early_start.cuh"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/vec.cuh"
 
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kThreads) EmbedKernel(EmbedParams p) {
 // One block per row. The row is read twice; the second time it comes from L1.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) RmsNormKernel(RmsNormParams p) {
+  LetNextStart();
   __shared__ float shared[33];
   const int64_t row = blockIdx.x;
   const float* x = p.x + (p.row_index ? int64_t{p.row_index[row]} : row) * p.hidden;
@@ -65,6 +67,7 @@ __device__ __forceinline__ float Silu(float x) { return x / (1.0f + __expf(-x));
 // A thread makes 8 outputs (or one, where ffn is no multiple of 8).
 template <typename T, bool kVectors>
 __global__ void __launch_bounds__(kThreads) SwiGluKernel(SwiGluParams p) {
+  LetNextStart();
   constexpr int kPer = kVectors ? 8 : 1;
   const int64_t per_row = p.ffn / kPer;
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;

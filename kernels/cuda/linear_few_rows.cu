@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/early_start.cuh"
 #include "kernels/cuda/linear_few_rows.h"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/vec.cuh"
@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(kThreads, 2) LinearFewRowsKernel(LinearParams 
     if (kType == DType::kE4M3) PrefetchToL2(p.w.scales + output + threadIdx.x);
     if (p.bias) PrefetchToL2(p.bias + output + threadIdx.x);
   }
+  WaitForEarlier();  // for x and what `out` holds
   float sums[kTiles][2][4] = {};
 #pragma unroll 2  // two sets of registers take turns
   for (int units = (left + t + kStride - 1) / kStride; units > 0; --units) {
@@ -177,9 +178,9 @@ template <DType kType>
 void Run(const LinearParams& p, cudaStream_t stream) {
   const unsigned blocks = unsigned(CeilDiv<int64_t>(p.w.rows, kOutputs));
   if (p.rows <= kTileRows) {
-    LinearFewRowsKernel<kType, 1><<<blocks, kThreads, 0, stream>>>(p);
+    LaunchEarly(LinearFewRowsKernel<kType, 1>, blocks, kThreads, stream, p);
   } else {
-    LinearFewRowsKernel<kType, 2><<<blocks, kThreads, 0, stream>>>(p);
+    LaunchEarly(LinearFewRowsKernel<kType, 2>, blocks, kThreads, stream, p);
   }
 }
 static_assert(kFewRows <= 2 * kTileRows);
@@ -192,7 +193,6 @@ void LaunchLinearFewRows(const LinearParams& p, cudaStream_t stream) {
   } else {
     Run<DType::kBF16>(p, stream);
   }
-  CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace entropyserve::cuda
