@@ -56,8 +56,12 @@ PrefillPolicy ParsePolicy(const std::string& text) {
     policy = *preset;
   }
   for (size_t i = 1; i < parts.size(); ++i) {
-    if (!parts[i].starts_with("r")) Die("unknown part " + parts[i]);
-    policy.params.correction = int32_t(ToInt(parts[i].substr(1)));
+    const int32_t value = int32_t(ToInt(parts[i].substr(1)));
+    switch (parts[i][0]) {
+      case 'r': policy.params.correction = value; break;
+      case 'l': policy.params.first_sparse_layer = value; break;
+      default: Die("unknown part " + parts[i]);
+    }
   }
   return policy;
 }

@@ -26,7 +26,7 @@ std::vector<std::string> Split(const std::string& text);  // at commas
 
 // `full` and other presets; `fixedN` is `entropy` with every budget pinned at N times its base of
 // 2048 (random weights keep every budget at its base, which makes a prefill look cheaper than on
-// real text); `rN` after a plus sets the correction's stride.
+// real text). After a plus, `rN` sets the correction's stride, `lN` the first sparse layer.
 PrefillPolicy ParsePolicy(const std::string& text);
 
 // The q-th part of the sorted values; 0.5 is the median. 0 of nothing.
