@@ -38,6 +38,7 @@ struct PrefillParams {
 
 enum class KvRule : uint8_t { kFull, kLatent, kSnapKv, kAdaKv };
 enum class Pooling : uint8_t { kAverage, kMax };
+enum class Reduce : uint8_t { kMean, kMax };
 
 // Which cached tokens survive compression.
 struct KvParams {
@@ -46,6 +47,8 @@ struct KvParams {
   float fraction = 0.0f;    // of the positions so far; the larger of budget and fraction counts
   int32_t gap = 16;         // g: tokens generated over the whole cache before compression (latent, adakv)
   int32_t window = 32;      // W: queries that score, tokens that always stay
+  Reduce head_reduce = Reduce::kMean;   // how the group's heads combine within a query
+  Reduce query_reduce = Reduce::kMean;  // how the window's queries combine then
   Pooling pooling = Pooling::kAverage;
   int32_t pool_kernel = 65; // positions, odd: spans as long as a sentence stay whole (docs/quality.md)
   bool keep_sinks = true;   // the first 4 tokens always stay

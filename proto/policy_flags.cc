@@ -51,6 +51,8 @@ constexpr PolicyFlag kKvFlags[] = {
      "of the positions so far; the larger of budget and fraction counts"},
     {"kv-gap", "gap_tokens", "tokens generated before compression"},
     {"kv-window", "window_tokens", "last queries, which score and always stay"},
+    {"kv-query-reduce", "query_reduce", "mean or max, over the window's queries"},
+    {"kv-head-reduce", "head_reduce", "mean or max, over the query heads of a kv head"},
     {"kv-pooling", "pooling", "average or max"},
     {"kv-pool-kernel", "pool_kernel", "positions, odd"},
     {"kv-keep-sinks", "keep_sinks", "the first 4 tokens always stay"},

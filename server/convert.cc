@@ -30,6 +30,14 @@ absl::StatusOr<Pooling> ParsePooling(const std::string& name, std::string_view f
   return absl::InvalidArgumentError(absl::StrCat(View(field), ": expected average or max"));
 }
 
+std::string_view Name(Reduce reduce) { return reduce == Reduce::kMax ? "max" : "mean"; }
+
+absl::StatusOr<Reduce> ParseReduce(const std::string& name, std::string_view field) {
+  if (name == "mean") return Reduce::kMean;
+  if (name == "max") return Reduce::kMax;
+  return absl::InvalidArgumentError(absl::StrCat(View(field), ": expected mean or max"));
+}
+
 double Ratio(double part, double whole, double otherwise) {
   return whole > 0 ? part / whole : otherwise;
 }
@@ -113,6 +121,13 @@ absl::StatusOr<KvPolicy> KvFromProto(const v1::KvPolicy& proto, const KvPolicy& 
   if (proto.has_pooling()) {
     ASSIGN_OR_RETURN(params.pooling, ParsePooling(proto.pooling(), prefix + ".pooling"));
   }
+  if (proto.has_query_reduce()) {
+    ASSIGN_OR_RETURN(params.query_reduce,
+                     ParseReduce(proto.query_reduce(), prefix + ".query_reduce"));
+  }
+  if (proto.has_head_reduce()) {
+    ASSIGN_OR_RETURN(params.head_reduce, ParseReduce(proto.head_reduce(), prefix + ".head_reduce"));
+  }
   if (proto.has_pool_kernel()) params.pool_kernel = proto.pool_kernel();
   if (proto.has_keep_sinks()) params.keep_sinks = proto.keep_sinks();
   if (proto.has_adakv_floor()) params.adakv_floor = proto.adakv_floor();
@@ -148,6 +163,8 @@ void PolicyToProto(const PrefillPolicy& prefill, const KvPolicy& kv, v1::Policy*
   k.set_gap_tokens(kv.params.gap);
   k.set_window_tokens(kv.params.window);
   k.set_pooling(std::string(Name(kv.params.pooling)));
+  k.set_query_reduce(std::string(Name(kv.params.query_reduce)));
+  k.set_head_reduce(std::string(Name(kv.params.head_reduce)));
   k.set_pool_kernel(kv.params.pool_kernel);
   k.set_keep_sinks(kv.params.keep_sinks);
   k.set_adakv_floor(kv.params.adakv_floor);

@@ -17,14 +17,24 @@ int Pick(std::mt19937& rng, int low, int high) {
   return std::uniform_int_distribution(low, high)(rng);
 }
 
+// Scores combined one after the other; a mean over `count` of them.
+void Combine(Reduce reduce, const std::vector<double>& x, int32_t count,
+             std::vector<double>* into) {
+  for (size_t i = 0; i < x.size(); ++i) {
+    double& y = (*into)[i];
+    y = reduce == Reduce::kMean ? y + x[i] / count : std::max(y, x[i]);
+  }
+}
+
 // Pooled scores of one head's earlier tokens.
 std::vector<double> NaiveScores(const LayerInputs& in, const KvParams& kv_params, int32_t kv,
                                 int32_t queries) {
   const int32_t length = in.past[kv] + in.turn, d = in.shape.head_dim, group = in.shape.group();
   const int32_t earlier = std::max(0, length - kv_params.window);
-  std::vector<double> mean(earlier, 0), pooled(earlier, 0);
+  std::vector<double> mass(earlier, 0), pooled(earlier, 0);
   for (int32_t i = 0; i < queries; ++i) {
     const int32_t token = in.turn - queries + i, limit = in.past[kv] + token + 1;
+    std::vector<double> of_query(earlier, 0);
     for (int32_t h = kv * group; h < (kv + 1) * group; ++h) {
       std::vector<double> w(limit);
       double highest = -1e30, sum = 0;
@@ -34,15 +44,18 @@ std::vector<double> NaiveScores(const LayerInputs& in, const KvParams& kv_params
         highest = std::max(highest, w[t]);
       }
       for (double& x : w) sum += x = std::exp(x - highest);
-      for (int32_t t = 0; t < earlier; ++t) mean[t] += w[t] / sum / (queries * group);
+      w.resize(earlier);
+      for (double& x : w) x /= sum;
+      Combine(kv_params.head_reduce, w, group, &of_query);
     }
+    Combine(kv_params.query_reduce, of_query, queries, &mass);
   }
   const int32_t reach = kv_params.pool_kernel / 2;
   for (int32_t t = 0; t < earlier; ++t) {
     double sum = 0, highest = 0;
     for (int32_t i = std::max(0, t - reach); i <= std::min(earlier - 1, t + reach); ++i) {
-      sum += mean[i];
-      highest = std::max(highest, mean[i]);
+      sum += mass[i];
+      highest = std::max(highest, mass[i]);
     }
     pooled[t] = kv_params.pooling == Pooling::kAverage ? sum / kv_params.pool_kernel : highest;
   }
@@ -68,6 +81,8 @@ Case RandomCase(std::mt19937& rng, KvRule rule) {
   shape.heads = shape.kv_heads * Pick(rng, 1, 8);
   c.kv.rule = rule;
   c.kv.window = Pick(rng, 1, 40);
+  c.kv.head_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
+  c.kv.query_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
   c.kv.pooling = Pick(rng, 0, 1) ? Pooling::kAverage : Pooling::kMax;
   c.kv.pool_kernel = 2 * Pick(rng, 0, 40) + 1;
   c.kv.keep_sinks = Pick(rng, 0, 1);
@@ -233,6 +248,55 @@ TEST_F(SelectTokensTest, TiesGoToTheEarlierToken) {
     std::iota(expected.begin() + 42, expected.end(), 292);
     EXPECT_EQ(kept.tokens[0], expected);
     EXPECT_EQ(kept.tokens[1], expected);
+  }
+}
+
+// Two queries of two heads; the best of four earlier tokens stays. Attention by query and head:
+//            q0 h0  q0 h1  q1 h0  q1 h1   mean, mean   head mean, max   head max, mean   max, max
+//   token 0   .2     .2     .2     .2        .2             .2               .2             .2
+//   token 1   .3     .3     0      0         .15            .3               .15            .3
+//   token 2   0      .3     .3     0         .15            .15              .3             .3
+//   token 3   0      0      0      .5        .125           .25              .25            .5
+TEST_F(SelectTokensTest, ReductionsByHand) {
+  constexpr float kAttention[4][4] = {
+      {.2f, .3f, 0, 0}, {.2f, .3f, .3f, 0}, {.2f, 0, .3f, 0}, {.2f, 0, 0, .5f}};
+  struct {
+    Reduce head, query;
+    int32_t kept;
+  } const cases[] = {{Reduce::kMean, Reduce::kMean, 0},
+                     {Reduce::kMean, Reduce::kMax, 1},
+                     {Reduce::kMax, Reduce::kMean, 2},
+                     {Reduce::kMax, Reduce::kMax, 3}};
+  for (const KvRule rule : {KvRule::kLatent, KvRule::kAdaKv}) {
+    for (const auto& expected : cases) {
+      Case c;
+      c.in = RandomInputs(rng_, {.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 16},
+                          DType::kF32, 6);
+      // Key t is unit vector t, so a query's channel t is 4 log(attention to t); the rest of it
+      // goes to token 4, the first of the window.
+      std::fill(c.in.k[0].begin(), c.in.k[0].end(), 0.0f);
+      for (int32_t t = 0; t < 6; ++t) c.in.k[0][t * 16 + t] = 1;
+      for (int32_t row = 0; row < 4; ++row) {
+        float* const q = c.in.q.data() + (4 * 2 + row) * 16;
+        float left = 1;
+        for (int32_t t = 0; t < 4; ++t) {
+          q[t] = 4 * std::log(std::max(kAttention[row][t], 1e-6f));
+          left -= kAttention[row][t];
+        }
+        q[4] = 4 * std::log(left);
+        q[5] = 4 * std::log(1e-6f);
+      }
+      c.kv = {.rule = rule,
+              .window = 2,
+              .head_reduce = expected.head,
+              .query_reduce = expected.query,
+              .pool_kernel = 1,
+              .keep_sinks = false};
+      c.budget = 3;
+      c.queries = 2;
+      PagedLayer paged(c.in, {}, 2, rng_());
+      EXPECT_EQ(Select(workers_, paged, c).tokens[0], (std::vector<int32_t>{expected.kept, 4, 5}));
+    }
   }
 }
 

@@ -67,8 +67,8 @@ void LoadWindow(const SelectTokensParams& p, const HeadScores& h, SelectScratch&
   }
 }
 
-// Attention mass of the window's queries on every earlier token, mean over queries and the group's
-// heads, pooled over neighbours among the earlier tokens.
+// Attention mass of the window's queries on every earlier token, combined over the group's heads,
+// then over queries, and pooled over neighbours among the earlier tokens.
 void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
   SelectScratch s;
   std::vector<float> mass(h->earlier, 0.0f);
@@ -81,7 +81,10 @@ void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
                                .q = s.queries.data(),
                                .limits = s.limits.data(),
                                .bin_begin = 0,
-                               .bins = h->earlier};
+                               .bins = h->earlier,
+                               .group = p.shape.group(),
+                               .head_reduce = p.kv.head_reduce,
+                               .query_reduce = p.kv.query_reduce};
     ExactResult result{.mass = mass.data()};
     AttendExactly(queries, matmul, s.attend, &result);
   }

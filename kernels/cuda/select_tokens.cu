@@ -284,6 +284,8 @@ void RunSelectTokens(const SelectTokensParams& op, void* scratch, size_t scratch
       mass.scratch = at;
       mass.mass = p.mass;
       mass.mass_stride = p.stride;
+      mass.head_reduce = p.kv.head_reduce;
+      mass.query_reduce = p.kv.query_reduce;
       LaunchMass(mass, stream);
     }
     const dim3 grid(unsigned(CeilDiv<int64_t>(tokens, kThreads)), kv_heads);

@@ -461,6 +461,9 @@ class Bench {
     p.counts = b.Put(std::vector<int32_t>(heads));
     Print("select_tokens, " + std::to_string(length), Time([&](int) { backend_.SelectTokens(p); }),
           0, 0);
+    p.kv.query_reduce = Reduce::kMax;
+    Print("select_tokens, query_reduce max, " + std::to_string(length),
+          Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
     CompactParams c;
     c.seq = p.seq;
     c.pool = p.pool;
