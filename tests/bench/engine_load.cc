@@ -58,9 +58,14 @@ PrefillPolicy ParsePolicy(const std::string& text) {
   for (size_t i = 1; i < parts.size(); ++i) {
     const int32_t value = int32_t(ToInt(parts[i].substr(1)));
     switch (parts[i][0]) {
-      case 'r': policy.params.correction = value; break;
-      case 'l': policy.params.first_sparse_layer = value; break;
-      default: Die("unknown part " + parts[i]);
+      case 'r':
+        policy.params.correction = value;
+        break;
+      case 'l':
+        policy.params.first_sparse_layer = value;
+        break;
+      default:
+        Die("unknown part " + parts[i]);
     }
   }
   return policy;
