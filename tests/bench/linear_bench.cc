@@ -103,23 +103,21 @@ void LinearBench::Run(DType in) {
 }
 
 void LinearBench::FewRows(LinearBench& cublaslt) {
+  const auto compare = [&](const LinearShape& l, int64_t rows, DType in) {
+    const double ours = TimeInGraph(rows, l, in), theirs = cublaslt.TimeInGraph(rows, l, in);
+    const double bytes = l.Bytes(rows, in);
+    std::printf("%-4s %-8s %2d rows: ours %6.1f us %5.0f GB/s, cuBLASLt %6.1f us %5.0f GB/s\n",
+                Name(in), l.name, int(rows), ours * 1e6, bytes / ours * 1e-9, theirs * 1e6,
+                bytes / theirs * 1e-9);
+  };
   for (const DType in : {kBf16, DType::kE4M3}) {
     if (in == DType::kE4M3 && !timer_.backend().HasFastE4M3()) continue;
     for (const LinearShape& l : kLinears) {
-      for (const int64_t rows : {1, 2, 4, 8, 16}) {
-        const std::string name = std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows);
-        const double bytes = l.Bytes(rows, in);
-        timer_.Print(name + ": ours", TimeInGraph(rows, l, in), bytes, 0);
-        timer_.Print(name + ": cuBLASLt", cublaslt.TimeInGraph(rows, l, in), bytes, 0);
-      }
+      for (const int64_t rows : {1, 2, 4, 8, 16}) compare(l, rows, in);
     }
   }
-  const LinearShape logits{"logits", kVocab, kHidden, DType::kF32, false};
-  for (const int64_t rows : {1, 8}) {
-    const std::string name = "bf16 logits, " + std::to_string(rows);
-    timer_.Print(name + ": ours", TimeInGraph(rows, logits, kBf16), logits.Bytes(rows, kBf16), 0);
-    timer_.Print(name + ": cuBLASLt", cublaslt.TimeInGraph(rows, logits, kBf16),
-                 logits.Bytes(rows, kBf16), 0);
+  for (const int64_t rows : {1, 8, 16}) {
+    compare({"logits", kVocab, kHidden, DType::kF32, false}, rows, kBf16);
   }
 }
 
