@@ -85,15 +85,23 @@ struct InterruptGuard::Impl {
   }
 };
 
-InterruptGuard::InterruptGuard() : impl_(std::make_unique<Impl>()) {
+InterruptGuard::InterruptGuard(bool terminate) : impl_(std::make_unique<Impl>()) {
   sigset_t set;
   sigemptyset(&set);
   sigaddset(&set, SIGINT);
+  if (terminate) sigaddset(&set, SIGTERM);
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   impl_->thread = std::thread([impl = impl_.get(), set] {
     const timespec poll = {0, 50'000'000};  // how late the guard's end may be noticed
+    const timespec none = {0, 0};
     while (!impl->stop.load()) {
-      if (sigtimedwait(&set, nullptr, &poll) == SIGINT) impl->OnInterrupt();
+      if (sigtimedwait(&set, nullptr, &poll) < 0) continue;
+      impl->OnInterrupt();
+      // timeout(1) sends its signal twice: to the program and to its process group. The copy is not
+      // somebody who has lost patience.
+      nanosleep(&poll, nullptr);
+      while (sigtimedwait(&set, nullptr, &none) >= 0) {
+      }
     }
   });
 }

@@ -54,7 +54,8 @@ int ReportUsage(const std::string& message);
 // them leave the signal to it.
 class InterruptGuard {
  public:
-  InterruptGuard();
+  // `terminate`: SIGTERM does the same; for programs that end soon after a cancelled token.
+  explicit InterruptGuard(bool terminate = false);
   ~InterruptGuard();
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -315,6 +316,22 @@ TEST_F(EvalRunTest, PromptsDoNotDependOnOrderOrThreads) {
   EXPECT_EQ(prompts(run), alone);
   std::swap(run.jobs[0], run.jobs[1]);
   EXPECT_EQ(prompts(run), alone);
+}
+
+TEST_F(EvalRunTest, ForksOfOneReadingAnswerAtTheSameTime) {
+  const auto records = Memory();
+  const TaskRun run = Run("vt/forked", "full+full,full+latent,full+adakv", 1);
+  engine_->Hold(true);
+  absl::Status status;
+  std::thread runner([&] { status = RunTasks(client_.get(), run, records.get()); });
+  FakeEngine::WaitFor([this] { return engine_->Submits() == 1; });  // the reading
+  engine_->HoldSessions(true);
+  engine_->Hold(false);
+  FakeEngine::WaitFor([this] { return engine_->WaitingForSessions() == 3; });  // to be forked
+  engine_->HoldSessions(false);
+  runner.join();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(records->task_records().size(), 3u);
 }
 
 TEST_F(EvalRunTest, VariantsUseSessionsAndLeaveNone) {

@@ -1,13 +1,9 @@
 // The two programs as a user runs them: exit codes, single-line errors, one model served from start
 // to drain.
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -149,21 +145,14 @@ fs::path MakeTinyModel() {
 
 class ServedProgram {
  public:
-  // `max_files`: descriptors that the server may have; 0: as many as this program.
-  explicit ServedProgram(const std::vector<std::string>& extra = {}, int max_files = 0) {
+  explicit ServedProgram(const std::vector<std::string>& extra = {}) {
     port_file_ = ::testing::TempDir() + "/programs_test_port_" + std::to_string(getpid());
     fs::remove(port_file_);
     std::vector<std::string> args = {"--model=" + MakeTinyModel().string(), "--listen=127.0.0.1:0",
                                      "--metrics-listen=127.0.0.1:0", "--port-file=" + port_file_,
                                      "--threads=1"};
     args.insert(args.end(), extra.begin(), extra.end());
-    std::string program = ENTROPYSERVE;
-    if (max_files > 0) {
-      const std::string limit = "ulimit -n " + std::to_string(max_files);
-      args.insert(args.begin(), {"-c", limit + " && exec \"$0\" \"$@\"", program});
-      program = "/bin/sh";
-    }
-    process_ = std::make_unique<Process>(program, args);
+    process_ = std::make_unique<Process>(ENTROPYSERVE, args);
     const bool ready = WaitUntil([this] {
       return process_->Ended() || process_->err().find(" ready ") != std::string::npos;
     });
@@ -174,7 +163,6 @@ class ServedProgram {
     while (!port.empty() && port.back() == '\n') port.pop_back();
     return "127.0.0.1:" + port;
   }
-  int port() const { return std::stoi(ReadAll(port_file_)); }
   std::unique_ptr<Process> Client(std::vector<std::string> args, const std::string& input = "") {
     args.push_back("--server=" + address());
     return std::make_unique<Process>(ENTROPYSERVE_CLIENT, args, input);
@@ -322,30 +310,6 @@ TEST(ProgramsTest, ServesGeneratesAndDrains) {
   EXPECT_THAT(server.process().err(), HasSubstr(" stopped"));
 }
 
-TEST(ProgramsTest, AcceptsConnectionsAgainAfterItsDescriptorsRanOut) {
-  constexpr int kFiles = 64;
-  ServedProgram server({}, kFiles);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(server.port()));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  std::vector<int> sockets(2 * kFiles);
-  for (int& fd : sockets) {
-    fd = socket(AF_INET, SOCK_STREAM, 0);
-    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
-  }
-  // A connection that is served begins with the server's settings; the last is refused.
-  char byte = 0;
-  pollfd last = {.fd = sockets.back(), .events = POLLIN, .revents = 0};
-  ASSERT_EQ(poll(&last, 1, 60000), 1) << "neither served nor refused";
-  EXPECT_LE(recv(sockets.back(), &byte, 1, 0), 0);
-  for (const int fd : sockets) close(fd);
-  ASSERT_TRUE(WaitUntil([&] { return server.Client({"models"})->Wait() == 0; }));
-  server.process().Signal(SIGTERM);
-  EXPECT_EQ(server.process().Wait(), 0);
-  EXPECT_THAT(server.process().err(), HasSubstr("connections_refused"));
-}
-
 TEST(ProgramsTest, SessionsAreMadeFoundAndDeleted) {
   ServedProgram server;
   const auto made = server.Client({"session", "create", "--json"});
@@ -371,7 +335,9 @@ TEST(ProgramsTest, SessionsAreMadeFoundAndDeleted) {
   ExpectOneLine(*action, 2, "expected one of create, list");
 }
 
-TEST(ProgramsTest, BenchIsInterruptedWithItsResults) {
+class InterruptedBenchTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(InterruptedBenchTest, ReportsWhatItHas) {
   ServedProgram server;
   const auto bench = server.Client({"bench", "--json", "--requests=1000000", "--input-len=20",
                                     "--output-len=uniform:1-4", "--turns=2"});
@@ -383,7 +349,8 @@ TEST(ProgramsTest, BenchIsInterruptedWithItsResults) {
     return load.contains("completed") ? std::stoll(load["completed"].get<std::string>()) : 0;
   };
   ASSERT_TRUE(WaitUntil([&] { return bench->Ended() || completed() >= 4; }));
-  bench->Signal(SIGINT);
+  bench->Signal(GetParam());
+  bench->Signal(GetParam());  // as timeout(1) does
   EXPECT_EQ(bench->Wait(), 130) << bench->err();
   const auto report = nlohmann::json::parse(bench->out());
   EXPECT_EQ(report["ended"], "the run was interrupted");
@@ -392,6 +359,8 @@ TEST(ProgramsTest, BenchIsInterruptedWithItsResults) {
   EXPECT_EQ(sessions->Wait(), 0);
   EXPECT_EQ(sessions->out(), "no sessions\n");
 }
+
+INSTANTIATE_TEST_SUITE_P(Signals, InterruptedBenchTest, ::testing::Values(SIGINT, SIGTERM));
 
 TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {
   ServedProgram server;

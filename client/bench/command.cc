@@ -284,7 +284,7 @@ int RunBench(const std::vector<std::string>& args) {
   if (const absl::Status status = CheckWritable(settings); !status.ok()) {
     return ReportUsage(std::string(status.message()));
   }
-  InterruptGuard guard;
+  InterruptGuard guard(/*terminate=*/true);
   CancelToken cancel;
   guard.Watch(&cancel);
   Bench bench(settings, &cancel);

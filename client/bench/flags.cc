@@ -27,9 +27,10 @@ constexpr char kUsage[] =
     "  bench --rate=0.5,1,2 --requests=200 --slo=ttft:2000,tpot:50 "
     "--policies=full,entropy,coverage\n"
     "\n"
-    "Ctrl-C ends the run and reports what was measured. Exit codes: 0 the plan was carried out, 1 "
-    "the\n"
-    "server went away or completed nothing, 2 wrong usage, 130 interrupted.\n";
+    "Ctrl-C and SIGTERM end the run and report what was measured. Exit codes: 0 the plan was "
+    "carried "
+    "out,\n"
+    "1 the server went away or completed nothing, 2 wrong usage, 130 interrupted.\n";
 
 // Flags whose text needs the others to be understood.
 struct RawFlags {

@@ -296,7 +296,7 @@ int RunEval(const std::vector<std::string>& args) {
   if (!run.ok()) return ReportUsage(std::string(run.status().message()));
   const absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(flags.connection.options);
   if (!client.ok()) return ReportUsage(std::string(client.status().message()));
-  InterruptGuard guard;
+  InterruptGuard guard(/*terminate=*/true);
   CancelToken cancel;
   guard.Watch(&cancel);
   const auto begin = std::chrono::steady_clock::now();

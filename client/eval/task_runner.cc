@@ -109,13 +109,16 @@ class PromptRun {
   absl::Status RunHidden(const PolicySpec& policy, TaskRecord* record) const;
   absl::Status RunTurns(const PolicySpec& policy, TaskRecord* record) const;
   absl::Status RunForked(RecordFile* records) const;
+  absl::Status AskInFork(const PolicySpec& policy, const std::string& read,
+                         TaskRecord* record) const;
   absl::Status Finish(TaskRecord record, RecordFile* records) const;
 
   Client* const client_;
   const TaskRun& run_;
   const TaskJob& job_;
   const int index_;
-  TaskPrompt prompt_;
+  TaskPrompt prompt_;   // the last that was made,
+  int64_t units_ = -1;  // of this size
   std::vector<std::vector<int32_t>> prefixes_;  // ids of each turn's answer_prefix
 };
 
@@ -155,6 +158,7 @@ absl::Status PromptRun::PrepareTurns() {
 }
 
 absl::StatusOr<int64_t> PromptRun::CountTokens(int64_t units) {
+  units_ = units;
   prompt_ = job_.task->make({run_.seed, index_, job_.length, units, run_.haystack});
   RETURN_IF_ERROR(PrepareTurns());
   v1::TokenizeRequest request;
@@ -185,7 +189,7 @@ absl::StatusOr<Fit> PromptRun::Prepare(int64_t guess) {
   }
   RETURN_IF_ERROR(fit.status());
   // The last size that was tried need not be the one that fits.
-  RETURN_IF_ERROR(CountTokens(fit->units).status());
+  if (units_ != fit->units) RETURN_IF_ERROR(CountTokens(fit->units).status());
   return fit;
 }
 
@@ -315,19 +319,40 @@ absl::Status PromptRun::RunForked(RecordFile* records) const {
     ASSIGN_OR_RETURN(const ScopedSession read, NewSession());
     TaskRecord reading;
     RETURN_IF_ERROR(Read(whole, read.id(), &reading));
+    // All at once: a batch's decode steps cost little more than one's.
+    std::vector<TaskRecord> answered;
     for (const PolicySpec* policy : policies) {
-      ASSIGN_OR_RETURN(const v1::Session fork, client_->ForkSession(read.id(), run_.call));
-      const ScopedSession session(client_, fork.id());
-      TaskRecord record = NewRecord(*policy);
+      answered.push_back(NewRecord(*policy));
+      TaskRecord& record = answered.back();
       record.prompt_tokens = reading.prompt_tokens;
       record.flops_executed = reading.flops_executed;
       record.flops_dense = reading.flops_dense;
       record.prefill_seconds = reading.prefill_seconds;
-      RETURN_IF_ERROR(Ask(0, prompt_.turns[0].question, policy->policy, session.id(), &record));
-      RETURN_IF_ERROR(Finish(std::move(record), records));
     }
+    std::vector<absl::Status> statuses(policies.size());
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < policies.size(); ++i) {
+      threads.emplace_back(
+          [this, &read, policy = policies[i], record = &answered[i], status = &statuses[i]] {
+            *status = AskInFork(*policy, read.id(), record);
+          });
+    }
+    for (std::thread& thread : threads) thread.join();
+    absl::Status first;
+    for (size_t i = 0; i < policies.size(); ++i) {
+      first.Update(statuses[i]);
+      if (statuses[i].ok()) first.Update(Finish(std::move(answered[i]), records));
+    }
+    RETURN_IF_ERROR(first);
   }
   return absl::OkStatus();
+}
+
+absl::Status PromptRun::AskInFork(const PolicySpec& policy, const std::string& read,
+                                  TaskRecord* record) const {
+  ASSIGN_OR_RETURN(const v1::Session fork, client_->ForkSession(read, run_.call));
+  const ScopedSession session(client_, fork.id());
+  return Ask(0, prompt_.turns[0].question, policy.policy, session.id(), record);
 }
 
 absl::Status PromptRun::Finish(TaskRecord record, RecordFile* records) const {

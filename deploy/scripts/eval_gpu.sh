@@ -4,12 +4,13 @@
 #   eval_gpu.sh BIN MODEL OUT [LENGTHS]    folder of the programs, checkpoint, folder of results, e.g. 8K,32K
 #   MINUTES   of the client's runs together (20): half for tasks, a quarter each for text and sweep
 #   TASKS, POLICIES, N, CONCURRENCY        of the tasks; N prompts of each (20)
-#   TEXT      for haystack and divergence; empty: made-up sentences, and this repository's sources and pages
+#   TEXT      for haystack and divergence; empty: made-up sentences, and the repository's sources and pages, which an
+#             unpacked archive has not: there it is tasks only
 #   SERVER_FLAGS                           more flags of entropyserve, e.g. --backend=cuda
 set -euo pipefail
 
 if [[ $# -lt 3 ]]; then
-  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 bin=$1 model=$2 out=$3 lengths=${4:-8K,32K}
@@ -50,7 +51,7 @@ done
 haystack=()
 if [[ -n $text ]]; then
   haystack=(--haystack="$text")
-else
+elif [[ -d $repository/engine ]]; then
   # Not repeated text: a copy of what was read already is too easy to predict. Eight windows of 32k
   # tokens take about 1 MB.
   text=$work/repository.txt
@@ -69,8 +70,9 @@ run() {
     | tee "$out/$part.txt" || status=1
 }
 share() { awk -v m="$minutes" -v s="$1" 'BEGIN { print m * s }'; }
-run tasks "$(share 0.5)" --tasks="$tasks" --policies="$policies" --n="${N:-20}" "${haystack[@]}" \
+run tasks "$(share "$([[ -n $text ]] && echo 0.5 || echo 1)")" --tasks="$tasks" --policies="$policies" --n="${N:-20}" "${haystack[@]}" \
   --concurrency="${CONCURRENCY:-1}"
+if [[ -z $text ]]; then exit "$status"; fi
 run text "$(share 0.25)" --text="$text" --policies="$policies"
 run sweep "$(share 0.25)" --text="$text" --windows=4 --sweep --policies=full+full
 exit "$status"

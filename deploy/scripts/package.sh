@@ -88,6 +88,7 @@ if [[ $BACKEND == cuda ]]; then
   cp deploy/scripts/gpu_check.sh "$root/bin/gpu_check"
   cp tests/bench/torch_attention_bench.py "$root/bin/"
 fi
+for script in load_gpu eval_gpu; do cp "deploy/scripts/$script.sh" "$root/bin/$script"; done
 cp -r tests/golden/{models,policy,entropy_reference} "$root/share/golden/"
 cp -r --parents proto/entropyserve "$root/share/"
 cp LICENSE CHANGELOG.md "$root/"
