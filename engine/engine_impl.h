@@ -7,6 +7,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,12 +52,17 @@ class EngineImpl final : public Engine {
 
  private:
   using Task = std::function<void()>;
+  struct NewSession {
+    SessionInfo info;
+    std::optional<SessionMarker> marker;
+  };
 
   // Any thread.
   absl::Status ValidateRequest(const EngineRequest& request) const;
   absl::Status ValidateCompare(const CompareRequest& request) const;
   void Post(Task task);
   void FlushSessions();  // into files, where there is a folder
+  absl::StatusOr<SessionInfo> Marked(absl::StatusOr<NewSession> made);  // writes its marker
   // Runs `task` on the engine thread and waits for its result.
   template <typename T>
   T Call(std::function<T()> task);
@@ -82,7 +88,7 @@ class EngineImpl final : public Engine {
   absl::StatusOr<Session*> FindIdle(const std::string& owner, const std::string& id);
   absl::Status UseSession(Sequence* sequence);
   void AfterLoad(RequestId id, Session* session, const absl::Status& loaded);
-  absl::StatusOr<SessionInfo> ForkIdle(const std::string& owner, Session* session);
+  absl::StatusOr<NewSession> ForkIdle(const std::string& owner, Session* session);
   int64_t PagesToStart(const Sequence& sequence) const;
   void MakeRoomForWaiting();
   void WriteSessions();

@@ -8,7 +8,7 @@
 namespace entropyserve {
 
 absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) {
-  return Call<absl::StatusOr<SessionInfo>>([&]() -> absl::StatusOr<SessionInfo> {
+  return Marked(Call<absl::StatusOr<NewSession>>([&]() -> absl::StatusOr<NewSession> {
     RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
     ASSIGN_OR_RETURN(Session * session,
                      sessions_.Create(owner, std::make_unique<SequenceCache>(
@@ -16,8 +16,19 @@ absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) 
     session->seen.assign(model_->config().vocab, false);
     tiers_.Added();
     PublishStats();
-    return sessions_.Describe(*session);
-  });
+    return NewSession{sessions_.Describe(*session), tiers_.MarkerOf(*session)};
+  }));
+}
+
+// On the caller's thread, so that steps do not wait for a disk. Without its marker the session
+// works, but a kill leaves no trace of it.
+absl::StatusOr<SessionInfo> EngineImpl::Marked(absl::StatusOr<NewSession> made) {
+  RETURN_IF_ERROR(made.status());
+  if (const std::optional<SessionMarker>& marker = made->marker) {
+    const bool written = WriteSessionMarker(marker->path, marker->record).ok();
+    Post([this, id = made->info.id, written] { tiers_.Marked(id, written); });
+  }
+  return std::move(made->info);
 }
 
 absl::StatusOr<SessionInfo> EngineImpl::GetSession(const std::string& owner,
@@ -39,8 +50,8 @@ std::vector<SessionInfo> EngineImpl::ListSessions(const std::string& owner) {
 
 absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
                                                     const std::string& id) {
-  using Info = absl::StatusOr<SessionInfo>;
-  return CallLater<Info>([this, owner, id](std::function<void(Info)> done) {
+  using Made = absl::StatusOr<NewSession>;
+  return Marked(CallLater<Made>([this, owner, id](std::function<void(Made)> done) {
     absl::StatusOr<Session*> session = FindIdle(owner, id);
     if (absl::Status quota = CheckSessionQuota(options_, SessionBytes(owner));
         session.ok() && !quota.ok()) {
@@ -64,17 +75,22 @@ absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
         done(loaded);
       }
     });
-  });
+  }));
 }
 
 // Of a session in use; it is idle afterwards.
-absl::StatusOr<SessionInfo> EngineImpl::ForkIdle(const std::string& owner, Session* source) {
+absl::StatusOr<EngineImpl::NewSession> EngineImpl::ForkIdle(const std::string& owner,
+                                                            Session* source) {
   absl::StatusOr<Session*> fork = source->deleted ? NoSuchSession() : tiers_.Fork(owner, source);
-  absl::StatusOr<SessionInfo> info =
-      fork.ok() ? absl::StatusOr<SessionInfo>(sessions_.Describe(**fork)) : fork.status();
+  absl::StatusOr<NewSession> made;
+  if (fork.ok()) {
+    made = NewSession{sessions_.Describe(**fork), tiers_.MarkerOf(**fork)};
+  } else {
+    made = fork.status();
+  }
   tiers_.Settle(source);
   PublishStats();
-  return info;
+  return made;
 }
 
 absl::Status EngineImpl::DeleteSession(const std::string& owner, const std::string& id) {

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "engine/base/status_macros.h"
 #include "server/auth.h"
+#include "server/connections.h"
 #include "server/dense_calibration.h"
 #include "server/flags.h"
 #include "server/health.h"
@@ -101,6 +102,7 @@ class Program {
 
   int Run() {
     RouteLibraryLogs(&log_);
+    RaiseFileLimit();
     if (const absl::Status status = Listen(); !status.ok()) return Fail(status, kExitError);
     absl::Status loaded;
     std::atomic<bool> load_done = false;
@@ -119,7 +121,10 @@ class Program {
       server_->Shutdown(0);
       return Fail(loaded, kExitError);
     }
-    while (!stop) stop = WaitForSignal(3600);
+    while (!stop) {
+      stop = WaitForSignal(60);
+      TellOfRefusedConnections();
+    }
     Drain();
     return 0;
   }
@@ -196,6 +201,13 @@ class Program {
               {{"up_to_tokens", dense.points().empty() ? 0 : dense.points().back().tokens},
                {"seconds", std::chrono::duration<double>(Clock::now() - start).count()}});
     return absl::OkStatus();
+  }
+
+  void TellOfRefusedConnections() {
+    const int64_t count = TakeRefusedConnections();
+    if (count == 0) return;
+    log_.Warning("connections_refused",
+                 {{"count", count}, {"message", "no file descriptor was free; raise ulimit -n"}});
   }
 
   // The process ends when this returns; watchers of the health service are told before.

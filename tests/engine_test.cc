@@ -102,7 +102,9 @@ class EngineTest : public Test {
 
   void ExpectBaseline(int64_t sessions = 0) {
     const EngineStats stats = engine_->Stats();
-    if (sessions == 0) EXPECT_EQ(stats.pages_used, 0) << "every page returns";
+    if (sessions == 0) {
+      EXPECT_EQ(stats.pages_used, 0) << "every page returns";
+    }
     EXPECT_EQ(stats.running + stats.waiting, 0);
     EXPECT_EQ(stats.admitted, stats.completed + stats.cancelled + stats.failed);
     EXPECT_EQ(model_->corruptions(), 0);
@@ -244,7 +246,9 @@ TEST_F(EngineTest, CancelsInEveryStateReturnEveryPage) {
     for (auto& [id, sink] : open) engine_->Cancel(id, absl::CancelledError("test"));
     for (auto& [id, sink] : open) {
       const FinishedEvent end = sink->Wait();
-      if (end.reason == FinishReason::kCancelled) EXPECT_TRUE(absl::IsCancelled(end.status));
+      if (end.reason == FinishReason::kCancelled) {
+        EXPECT_TRUE(absl::IsCancelled(end.status));
+      }
     }
   }
   ExpectBaseline();

@@ -1,9 +1,13 @@
 // The two programs as a user runs them: exit codes, single-line errors, one model served from start
 // to drain.
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -145,14 +149,21 @@ fs::path MakeTinyModel() {
 
 class ServedProgram {
  public:
-  explicit ServedProgram(const std::vector<std::string>& extra = {}) {
+  // `max_files`: descriptors that the server may have; 0: as many as this program.
+  explicit ServedProgram(const std::vector<std::string>& extra = {}, int max_files = 0) {
     port_file_ = ::testing::TempDir() + "/programs_test_port_" + std::to_string(getpid());
     fs::remove(port_file_);
     std::vector<std::string> args = {"--model=" + MakeTinyModel().string(), "--listen=127.0.0.1:0",
                                      "--metrics-listen=127.0.0.1:0", "--port-file=" + port_file_,
                                      "--threads=1"};
     args.insert(args.end(), extra.begin(), extra.end());
-    process_ = std::make_unique<Process>(ENTROPYSERVE, args);
+    std::string program = ENTROPYSERVE;
+    if (max_files > 0) {
+      const std::string limit = "ulimit -n " + std::to_string(max_files);
+      args.insert(args.begin(), {"-c", limit + " && exec \"$0\" \"$@\"", program});
+      program = "/bin/sh";
+    }
+    process_ = std::make_unique<Process>(program, args);
     const bool ready = WaitUntil([this] {
       return process_->Ended() || process_->err().find(" ready ") != std::string::npos;
     });
@@ -163,6 +174,7 @@ class ServedProgram {
     while (!port.empty() && port.back() == '\n') port.pop_back();
     return "127.0.0.1:" + port;
   }
+  int port() const { return std::stoi(ReadAll(port_file_)); }
   std::unique_ptr<Process> Client(std::vector<std::string> args, const std::string& input = "") {
     args.push_back("--server=" + address());
     return std::make_unique<Process>(ENTROPYSERVE_CLIENT, args, input);
@@ -308,6 +320,30 @@ TEST(ProgramsTest, ServesGeneratesAndDrains) {
   EXPECT_THAT(running->out(), HasSubstr("FINISH_REASON_LENGTH"));
   EXPECT_EQ(server.process().Wait(), 0);
   EXPECT_THAT(server.process().err(), HasSubstr(" stopped"));
+}
+
+TEST(ProgramsTest, AcceptsConnectionsAgainAfterItsDescriptorsRanOut) {
+  constexpr int kFiles = 64;
+  ServedProgram server({}, kFiles);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(server.port()));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::vector<int> sockets(2 * kFiles);
+  for (int& fd : sockets) {
+    fd = socket(AF_INET, SOCK_STREAM, 0);
+    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+  // A connection that is served begins with the server's settings; the last is refused.
+  char byte = 0;
+  pollfd last = {.fd = sockets.back(), .events = POLLIN, .revents = 0};
+  ASSERT_EQ(poll(&last, 1, 60000), 1) << "neither served nor refused";
+  EXPECT_LE(recv(sockets.back(), &byte, 1, 0), 0);
+  for (const int fd : sockets) close(fd);
+  ASSERT_TRUE(WaitUntil([&] { return server.Client({"models"})->Wait() == 0; }));
+  server.process().Signal(SIGTERM);
+  EXPECT_EQ(server.process().Wait(), 0);
+  EXPECT_THAT(server.process().err(), HasSubstr("connections_refused"));
 }
 
 TEST(ProgramsTest, SessionsAreMadeFoundAndDeleted) {

@@ -485,6 +485,76 @@ TEST(SessionTiersTest, AKilledServersSessionsComeBackOnlyAsTheyWereLast) {
   EXPECT_TRUE(absl::IsNotFound(next.engine->GetSession("bob", talk.id).status()));
 }
 
+// Sessions that never left a server's memory: after kill -9 they are lost, not unknown.
+TEST(SessionTiersTest, AKilledServersUnwrittenSessionsAreLostNotUnknown) {
+  TemporaryFolder folder, killed;
+  EngineOptions options;
+  options.session_dir = folder.path();
+  ManualEngine m(options, kPages), neighbour(options, kPages);
+  const Conversation empty{"ann", m.engine->CreateSession("ann")->id, {}};
+  Conversation talk = Begin(m, "ann", Prompt(1, 100)), fork = talk;
+  fork.id = m.engine->ForkSession("ann", talk.id)->id;
+  const Conversation gone = Begin(m, "ann", Prompt(2, 20));
+  Delete(m, gone);
+  EXPECT_EQ(folder.SessionFiles(), 3) << "one marker each, none of the deleted one";
+  EXPECT_EQ(Reason(neighbour.engine->GetSession("ann", talk.id).status()), kSessionBusy);
+  fs::copy(folder.path(), killed.path(), fs::copy_options::recursive);  // a copy has no locks
+  {
+    options.session_dir = killed.path();
+    ManualEngine next(options, kPages);
+    for (const Conversation& lost : {empty, talk, fork}) {
+      ASSERT_NO_FATAL_FAILURE(ExpectLost(next, lost));
+      EXPECT_TRUE(absl::IsNotFound(next.engine->GetSession("bob", lost.id).status()));
+    }
+    EXPECT_TRUE(absl::IsNotFound(next.engine->GetSession("ann", gone.id).status()));
+    EXPECT_EQ(next.engine->Stats().sessions, 0);
+  }
+  EXPECT_EQ(killed.SessionFiles(), 0) << "what has been told is not kept";
+  // A marker changes nothing for who goes on here, and goes with its session.
+  ASSERT_NO_FATAL_FAILURE(Say(m, &talk, Prompt(3, 30)));
+  for (const Conversation& c : {empty, talk, fork}) Delete(m, c);
+  EXPECT_EQ(folder.SessionFiles(), 0);
+  ExpectNothingLeft(m);
+}
+
+// The caller's thread writes a marker: the session may be deleted, or in a file, by then.
+TEST(SessionTiersTest, AMarkerThatComesTooLateIsRemoved) {
+  TemporaryFolder folder;
+  FlakyBackend backend;
+  FakeModel model(&backend);
+  auto pool = *PagePool::Create(&backend, DType::kF32, FakeConfig().head_dim, 100);
+  const FakeClock clock;
+  const EngineOptions options;
+  EngineObserver observer;
+  SessionStore store(&clock, 10);
+  SessionTiers tiers({.options = &options,
+                      .clock = &clock,
+                      .backend = &backend,
+                      .pool = pool.get(),
+                      .model = &model,
+                      .model_identity = "fake",
+                      .observer = &observer,
+                      .store = &store,
+                      .dir = *SessionDir::Open(folder.path()),
+                      .post = [](std::function<void()>) {},
+                      .inline_io = true});
+  for (const bool deleted : {true, false}) {
+    auto cache = std::make_unique<SequenceCache>(&backend, pool.get(), model.shape());
+    Session* const session = *store.Create("ann", std::move(cache));
+    const std::string id = session->id;
+    const SessionMarker marker = *tiers.MarkerOf(*session);
+    if (deleted) {
+      ASSERT_TRUE(tiers.Remove(session).ok());
+    } else {
+      tiers.WriteAll();
+    }
+    ASSERT_TRUE(WriteSessionMarker(marker.path, marker.record).ok());
+    tiers.Marked(id, true);
+    EXPECT_EQ(folder.SessionFiles(), deleted ? 0 : 1);
+    EXPECT_EQ(tiers.Find("ann", id).ok(), !deleted);
+  }
+}
+
 TEST(SessionTiersTest, DamagedFilesAreLostSessions) {
   TemporaryFolder folder;
   std::mt19937 random(5);

@@ -205,7 +205,6 @@ absl::Status SessionDir::Unclaim(const std::string& id) {
 void SessionDir::MakeMarker(const std::string& id) {
   const std::string path = ClaimedPath(id);
   const absl::StatusOr<SessionHeader> header = ReadSessionHeader(path);
-  if (header.ok() && header->marker) return;
   if (!header.ok() || truncate(path.c_str(), header->header_bytes) != 0) unlink(path.c_str());
 }
 

@@ -3,8 +3,8 @@
 //   DIR/ID.session              nobody's: any server may claim it
 //   DIR/server-NAME/lock        locked (flock) as long as the server lives
 //   DIR/server-NAME/ID.session  claimed by that server. Whole: the state has not changed since, so
-//   it
-//                               goes back when the server is found dead. A marker: it has.
+//                               it goes back when the server is found dead. A marker: the state is
+//                               in that server's memory only, and lost with it.
 //   DIR/server-NAME/ID.N.tmp    being written
 //
 // A claim is one rename: of two servers, one gets the file. A file appears under its name only when

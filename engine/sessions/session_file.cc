@@ -301,6 +301,19 @@ absl::Status WriteSessionFile(const std::string& path, const SessionRecord& reco
   return status;
 }
 
+absl::Status WriteSessionMarker(const std::string& path, const SessionRecord& record) {
+  File file(path, O_WRONLY | O_CREAT | O_EXCL);
+  if (file.fd() < 0) return SystemError("writing");
+  std::vector<std::byte> bytes = Encode(record);
+  Sha256 hash;
+  hash.Add(bytes);
+  const Digest digest = hash.Get();
+  bytes.insert(bytes.end(), digest.begin(), digest.end());
+  const absl::Status status = file.Write(bytes);
+  if (!status.ok()) unlink(path.c_str());
+  return status;
+}
+
 absl::StatusOr<SessionHeader> ReadSessionHeader(const std::string& path) {
   File file(path, O_RDONLY);
   if (file.fd() < 0) return SystemError("reading");

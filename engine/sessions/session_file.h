@@ -59,6 +59,10 @@ int64_t SessionFileBytes(const SessionRecord& record);
 absl::Status WriteSessionFile(const std::string& path, const SessionRecord& record,
                               std::span<const std::byte> pages);
 
+// Writes a new marker at `path`. It survives the process at once, a power failure some time later.
+// Errors as above, and what was written is removed too.
+absl::Status WriteSessionMarker(const std::string& path, const SessionRecord& record);
+
 // Reads and checks the header, and that the file has the size it announces. NOT_FOUND: no such
 // file. DATA_LOSS: it is damaged. FAILED_PRECONDITION: its layout is another version's.
 // UNAVAILABLE: it cannot be read.

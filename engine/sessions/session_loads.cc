@@ -183,7 +183,7 @@ void SessionTiers::PumpLoads() {
       });
       continue;
     }
-    session->claimed = true;
+    session->claim = SessionClaim::kWhole;
     ++reading_;
     auto shared = std::make_shared<PendingLoad>(std::move(load));  // std::function copies
     io_->Run([this, shared, path = dir_->ClaimedPath(session->id)] {
@@ -225,7 +225,7 @@ absl::Status SessionTiers::LoadError(Session* session, const absl::Status& statu
     return CannotRead(status);
   }
   dir_->RemoveClaimed(session->id);
-  session->claimed = false;
+  session->claim = SessionClaim::kNone;
   session->lost = true;
   return LostSession(kDamaged);
 }
@@ -236,8 +236,8 @@ void SessionTiers::PutBack(Session* session) {
   session->pages.reset();
   session->pending.clear();
   session->seen = {};
-  if (!session->claimed || session->deleted) return;
-  session->claimed = false;
+  if (session->claim == SessionClaim::kNone || session->deleted) return;
+  session->claim = SessionClaim::kNone;
   if (!dir_->Unclaim(session->id).ok()) session->lost = true;
 }
 

@@ -16,6 +16,13 @@
 
 namespace entropyserve {
 
+// What the server's own subfolder of --session-dir has of a session.
+enum class SessionClaim {
+  kNone,
+  kWhole,   // its file: the state has not changed since
+  kMarker,  // that it is, or was, in this server's memory
+};
+
 struct Session {
   std::string id;
   std::string owner;  // OwnerDigest
@@ -40,8 +47,8 @@ struct Session {
   int64_t file_modified_ns = 0;       // kDisk
   uint64_t writing = 0;               // kHost: the number of the write that is under way; 0: none
   bool loading = false;               // kDisk: waits to be read, or is being read
-  bool claimed = false;               // its file, or a marker, is this server's
-  bool lost = false;                  // while busy: its file turned out to be damaged
+  SessionClaim claim = SessionClaim::kNone;
+  bool lost = false;  // while busy: its file turned out to be damaged
 };
 
 // Owned by the engine thread; not thread-safe.

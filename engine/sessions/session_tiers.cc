@@ -60,7 +60,24 @@ void SessionTiers::Started(Session* session) {
 }
 
 void SessionTiers::Changed(Session* session) {
-  if (session->claimed) dir_->MakeMarker(session->id);
+  if (session->claim != SessionClaim::kWhole) return;
+  dir_->MakeMarker(session->id);
+  session->claim = SessionClaim::kMarker;
+}
+
+std::optional<SessionMarker> SessionTiers::MarkerOf(const Session& session) const {
+  if (!dir_) return std::nullopt;
+  return SessionMarker{dir_->ClaimedPath(session.id), Record(session)};
+}
+
+void SessionTiers::Marked(const std::string& id, bool written) {
+  Session* const session = store_->Get(id);
+  if (session && session->claim != SessionClaim::kNone) return;
+  if (session && session->tier != SessionTier::kDisk && written) {
+    session->claim = SessionClaim::kMarker;
+  } else {
+    dir_->RemoveClaimed(id);  // deleted, or a file of its own, meanwhile
+  }
 }
 
 void SessionTiers::Settle(Session* session) {
@@ -84,15 +101,15 @@ void SessionTiers::Settle(Session* session) {
 }
 
 absl::Status SessionTiers::Remove(Session* session) {
-  if (session->tier == SessionTier::kDisk && !session->claimed) {
+  if (session->tier == SessionTier::kDisk && session->claim == SessionClaim::kNone) {
     if (const absl::Status claim = dir_->Claim(session->id); !claim.ok()) {
       return WithReason(absl::FailedPreconditionError(
                             "session_id: another server has just begun to use this session"),
                         kSessionBusy);
     }
-    session->claimed = true;
+    session->claim = SessionClaim::kWhole;
   }
-  if (session->claimed) dir_->RemoveClaimed(session->id);
+  if (session->claim != SessionClaim::kNone) dir_->RemoveClaimed(session->id);
   observer_->OnSessionMove(session->tier, session->tier, SessionMove::kDeleted);
   store_->Erase(std::string(session->id));
   tally_stale_ = true;
@@ -303,7 +320,7 @@ bool SessionTiers::BecomeFile(Session* session, const std::string& temporary) {
   const absl::StatusOr<SessionHeader> header = ReadSessionHeader(temporary);
   if (!header.ok() || !dir_->Publish(temporary, session->id).ok()) return false;
   if (session->cache->resident()) session->cache->PageOut();
-  session->claimed = false;
+  session->claim = SessionClaim::kNone;
   session->tier = SessionTier::kDisk;
   session->pages.reset();
   session->pending.clear();
@@ -321,7 +338,8 @@ void SessionTiers::Drop(Session* session, SessionMove move, const char* why) {
     store_->Erase(std::string(session->id));  // another server's now
     return;
   }
-  if (session->tier != SessionTier::kDisk && session->claimed) dir_->RemoveClaimed(session->id);
+  if (session->tier != SessionTier::kDisk && session->claim != SessionClaim::kNone)
+    dir_->RemoveClaimed(session->id);
   observer_->OnSessionMove(session->tier, session->tier, move);
   store_->Lose(*session, why);
 }

@@ -11,6 +11,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -22,6 +23,13 @@
 #include "engine/sessions/session_store.h"
 
 namespace entropyserve {
+
+// A small file that is written when a session is made: a server that starts where another was
+// killed knows from it that the session is lost, not unknown.
+struct SessionMarker {
+  std::string path;
+  SessionRecord record;
+};
 
 // Owned by the engine thread; not thread-safe.
 class SessionTiers {
@@ -46,6 +54,9 @@ class SessionTiers {
   // another server on the same folder has it. UNAVAILABLE, retryable: its file cannot be read now.
   absl::StatusOr<Session*> Find(const std::string& owner, const std::string& id);
   void Added() { tally_stale_ = true; }  // a session, to the store
+  // For a session that was just made; whoever writes it says so with Marked. None: no folder.
+  std::optional<SessionMarker> MarkerOf(const Session& session) const;
+  void Marked(const std::string& id, bool written);
   // An idle session, and its file. SESSION_BUSY: another server took it just now.
   absl::Status Remove(Session* session);
 

@@ -8,10 +8,7 @@
 //
 // A time is that of one call among many that are queued and waited for together: launches included,
 // as a step meets them. Inputs are random. cuda_ops_test is the check.
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,70 +21,19 @@
 #include "kernels/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/kv_view.h"
+#include "tests/bench/linear_bench.h"
 
 namespace entropyserve {
 namespace {
 
 constexpr AttentionShape kShape{.layers = 1, .heads = 32, .kv_heads = 8, .head_dim = 128};
-constexpr int64_t kHidden = 4096, kFfn = 14336, kVocab = 128256;
-constexpr int32_t kChunk = 8192;  // tokens of a prefill step
 constexpr DType kBf16 = DType::kBF16;
-
-struct LinearShape {
-  const char* name;
-  int64_t n, k;
-  DType out;
-  bool accumulate;
-
-  int64_t WeightBytes(DType in) const { return n * k * int64_t(SizeOf(in)); }
-  // Read and written.
-  double Bytes(int64_t rows, DType in) const {
-    return double(WeightBytes(in) + rows * k * int64_t(SizeOf(in)) +
-                  rows * n * int64_t(SizeOf(out)) * (accumulate ? 2 : 1));
-  }
-};
-constexpr LinearShape kLinears[] = {{"qkv", 6144, kHidden, kBf16, false},
-                                    {"o", kHidden, kHidden, DType::kF32, true},
-                                    {"gate_up", 2 * kFfn, kHidden, kBf16, false},
-                                    {"down", kHidden, kFfn, DType::kF32, true}};
-
-struct Ceilings {
-  double copy = 0;     // bytes/s, read and written
-  double product = 0;  // FLOP/s
-};
 
 class Bench {
  public:
-  explicit Bench(Backend& backend) : backend_(backend) {}
-
-  // cublaslt: a bench of the backend whose linears are all cuBLASLt's.
-  void FewRows(Bench& cublaslt) {
-    MeasureCeilings();
-    for (const DType in : {kBf16, DType::kE4M3}) {
-      if (in == DType::kE4M3 && !backend_.HasFastE4M3()) continue;
-      for (const LinearShape& l : kLinears) {
-        for (const int64_t rows : {1, 2, 4, 8, 16}) {
-          const std::string name =
-              std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows);
-          const double bytes = l.Bytes(rows, in);
-          Print(name + ": ours", TimeLinearGraph(rows, l, in), bytes, 0);
-          Print(name + ": cuBLASLt", cublaslt.TimeLinearGraph(rows, l, in), bytes, 0);
-        }
-      }
-    }
-    const LinearShape logits{"logits", kVocab, kHidden, DType::kF32, false};
-    for (const int64_t rows : {1, 8}) {
-      const std::string name = "bf16 logits, " + std::to_string(rows);
-      Print(name + ": ours", TimeLinearGraph(rows, logits, kBf16), logits.Bytes(rows, kBf16), 0);
-      Print(name + ": cuBLASLt", cublaslt.TimeLinearGraph(rows, logits, kBf16),
-            logits.Bytes(rows, kBf16), 0);
-    }
-  }
+  explicit Bench(KernelTimer& timer) : timer_(timer), backend_(timer.backend()) {}
 
   void Run(const std::vector<int32_t>& lengths) {
-    MeasureCeilings();
-    Linears(kBf16);
-    if (backend_.HasFastE4M3()) Linears(DType::kE4M3);
     Elementwise();
     for (int32_t length : lengths) Select(length);
     Decode("decode, 1 of 2048", 1, 2048);
@@ -99,166 +45,7 @@ class Bench {
   }
 
  private:
-  // Buffers of one measurement.
-  class Buffers {
-   public:
-    explicit Buffers(Backend& backend) : backend_(backend) {}
-    ~Buffers() {
-      for (void* p : taken_) backend_.Free(p);
-    }
-    void* Random(int64_t n, DType dtype, float range = 1) {
-      void* p = Take(size_t(n) * SizeOf(dtype));
-      backend_.FillRandom(p, dtype, n, range, ++seed_);
-      return p;
-    }
-    template <typename T>
-    T* Put(const std::vector<T>& x) {
-      T* p = static_cast<T*>(Take(x.size() * sizeof(T)));
-      backend_.CopyIn(p, x.data(), x.size() * sizeof(T));
-      return p;
-    }
-    Matrix Quantized(int64_t rows, int64_t cols) {
-      Matrix m{Take(size_t(rows * cols)), DType::kE4M3, rows, cols, nullptr};
-      float* const scales = static_cast<float*>(Take(size_t(rows) * sizeof(float)));
-      m.scales = scales;
-      void* const wide = Random(rows * cols, kBf16);
-      backend_.Quantize({wide, kBf16, static_cast<e4m3_t*>(m.data), scales, rows, cols});
-      return m;
-    }
-    void* Take(size_t bytes) {
-      void* p = backend_.Alloc(bytes);
-      Check(p != nullptr, "not enough device memory for the bench");
-      taken_.push_back(p);
-      return p;
-    }
-
-   private:
-    Backend& backend_;
-    uint64_t seed_ = 0;
-    std::vector<void*> taken_;
-  };
-
-  // Seconds of one call: the median of rounds of about 20 ms each.
-  template <typename Call>
-  double Time(Call call) {
-    const auto now = [] { return std::chrono::steady_clock::now(); };
-    const auto seconds = [](auto d) { return std::chrono::duration<double>(d).count(); };
-    const auto round = [&](int calls) {
-      const auto begin = now();
-      for (int i = 0; i < calls; ++i) call(i);
-      backend_.Synchronize();
-      return seconds(now() - begin) / calls;
-    };
-    round(2);
-    const int calls = std::clamp(int(0.02 / round(3)), 3, 500);
-    std::vector<double> times;
-    for (int i = 0; i < 7; ++i) times.push_back(round(calls));
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-  }
-
-  void Print(const std::string& name, double seconds, double bytes, double flops) const {
-    std::printf("%-34s %9.1f us", name.c_str(), seconds * 1e6);
-    if (bytes > 0) {
-      std::printf("  %6.0f GB/s %3.0f %%", bytes / seconds * 1e-9,
-                  100 * bytes / seconds / ceilings_.copy);
-    }
-    if (flops > 0) {
-      std::printf("  %6.1f TFLOP/s %3.0f %%", flops / seconds * 1e-12,
-                  100 * flops / seconds / ceilings_.product);
-    }
-    std::printf("\n");
-  }
-
-  void MeasureCeilings() {
-    const size_t bytes = size_t{2} << 30;
-    {
-      Buffers b(backend_);
-      void *from = b.Random(int64_t(bytes / 4), DType::kF32), *to = b.Take(bytes);
-      backend_.Synchronize();
-      cudaStream_t stream;
-      Check(cudaStreamCreate(&stream) == cudaSuccess, "stream");
-      const auto copy = [&](int n) {
-        const auto begin = std::chrono::steady_clock::now();
-        for (int i = 0; i < n; ++i)
-          cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
-        Check(cudaStreamSynchronize(stream) == cudaSuccess, "copy");
-        return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / n;
-      };
-      copy(2);
-      ceilings_.copy = 2.0 * double(bytes) / copy(10);
-      cudaStreamDestroy(stream);
-    }
-    const double seconds = TimeLinear(8192, {"", 8192, 8192, kBf16, false}, kBf16);
-    ceilings_.product = 2.0 * 8192 * 8192 * 8192 / seconds;
-    std::printf("ceilings: copy %.0f GB/s, bf16 product %.0f TFLOP/s\n\n", ceilings_.copy * 1e-9,
-                ceilings_.product * 1e-12);
-  }
-
-  // Weights to rotate over, so that they do not stay in L2, and one input.
-  struct LinearBuffers {
-    LinearBuffers(Backend& backend, int64_t rows, const LinearShape& l, DType in) : b(backend) {
-      const auto copies = std::clamp<int64_t>((int64_t{256} << 20) / l.WeightBytes(in), 1, 16);
-      if (in == DType::kE4M3) {
-        const Matrix x = b.Quantized(rows, l.k);
-        p.x = x.data, p.x_scales = x.scales;
-        for (int64_t i = 0; i < copies; ++i) weights.push_back(b.Quantized(l.n, l.k));
-      } else {
-        p.x = b.Random(rows * l.k, in);
-        for (int64_t i = 0; i < copies; ++i) {
-          weights.push_back({b.Random(l.n * l.k, in, 0.02f), in, l.n, l.k});
-        }
-      }
-      p.out = b.Random(rows * l.n, l.out);
-      p.out_dtype = l.out;
-      p.accumulate = l.accumulate;
-      p.rows = rows;
-    }
-    const LinearParams& Params(int call) {
-      p.w = weights[size_t(call) % weights.size()];
-      return p;
-    }
-    Buffers b;
-    LinearParams p;
-    std::vector<Matrix> weights;
-  };
-
-  double TimeLinear(int64_t rows, const LinearShape& l, DType in) {
-    LinearBuffers b(backend_, rows, l, in);
-    return Time([&](int i) { backend_.Linear(b.Params(i)); });
-  }
-
-  // One of 16 in a graph, as a decode step runs them.
-  double TimeLinearGraph(int64_t rows, const LinearShape& l, DType in) {
-    constexpr int kCalls = 16;
-    LinearBuffers b(backend_, rows, l, in);
-    const uint64_t key = ++graphs_;
-    const double seconds = Time([&](int) {
-      backend_.Replay(key, [&] {
-        for (int i = 0; i < kCalls; ++i) backend_.Linear(b.Params(i));
-      });
-    });
-    return seconds / kCalls;
-  }
-
-  void Linears(DType in) {
-    for (const int64_t rows :
-         {int64_t{1}, int64_t{8}, int64_t{32}, int64_t{2048}, int64_t{kChunk}}) {
-      for (const LinearShape& l : kLinears) {
-        const double flops = 2.0 * double(rows * l.n * l.k);
-        Print("linear " + std::string(Name(in)) + " " + l.name + ", " + std::to_string(rows) +
-                  " rows",
-              TimeLinear(rows, l, in), rows < 100 ? l.Bytes(rows, in) : 0, rows < 100 ? 0 : flops);
-      }
-    }
-    if (in == DType::kE4M3) {  // the head is never quantized
-      Print("linear e4m3 8192 x 8192, 8192 rows",
-            TimeLinear(8192, {"", 8192, 8192, kBf16, false}, in), 0, 2.0 * 8192 * 8192 * 8192);
-      return;
-    }
-    const double seconds = TimeLinear(1, {"", kVocab, kHidden, DType::kF32, false}, in);
-    Print("linear logits, 1 row", seconds, 2.0 * double(kVocab) * kHidden, 0);
-  }
+  using Buffers = KernelTimer::Buffers;
 
   void Elementwise() {
     Buffers b(backend_);
@@ -271,42 +58,42 @@ class Bench {
     embed.table = {b.Random(kVocab * kHidden, kBf16), kBf16, kVocab, kHidden};
     embed.out = static_cast<float*>(b.Random(rows * kHidden, DType::kF32));
     embed.rows = rows;
-    Print("embed, 8192 rows", Time([&](int) { backend_.Embed(embed); }), double(rows * kHidden) * 6,
-          0);
+    timer_.Print("embed, 8192 rows", timer_.Time([&](int) { backend_.Embed(embed); }),
+                 double(rows * kHidden) * 6, 0);
     RmsNormParams norm;
     norm.x = embed.out;
     norm.weight = static_cast<float*>(b.Random(kHidden, DType::kF32));
     norm.out = b.Random(rows * kHidden, kBf16);
     norm.out_dtype = kBf16;
     norm.rows = rows, norm.hidden = kHidden;
-    Print("rms_norm, 8192 rows", Time([&](int) { backend_.RmsNorm(norm); }),
-          double(rows * kHidden) * 6, 0);
+    timer_.Print("rms_norm, 8192 rows", timer_.Time([&](int) { backend_.RmsNorm(norm); }),
+                 double(rows * kHidden) * 6, 0);
     norm.scales = static_cast<float*>(b.Random(rows, DType::kF32));
     norm.out_dtype = DType::kE4M3;
-    Print("rms_norm e4m3, 8192 rows", Time([&](int) { backend_.RmsNorm(norm); }),
-          double(rows * kHidden) * 5, 0);
+    timer_.Print("rms_norm e4m3, 8192 rows", timer_.Time([&](int) { backend_.RmsNorm(norm); }),
+                 double(rows * kHidden) * 5, 0);
     norm.rows = 1;
-    Print("rms_norm e4m3, 1 row", Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
+    timer_.Print("rms_norm e4m3, 1 row", timer_.Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
     norm.out_dtype = kBf16;
-    Print("rms_norm, 1 row", Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
+    timer_.Print("rms_norm, 1 row", timer_.Time([&](int) { backend_.RmsNorm(norm); }), 0, 0);
     QuantizeParams quantize;
     quantize.x = b.Random(rows * kHidden, kBf16);
     quantize.dtype = kBf16;
     quantize.out = static_cast<e4m3_t*>(norm.out);
     quantize.scales = norm.scales;
     quantize.rows = rows, quantize.cols = kHidden;
-    Print("quantize, 8192 rows", Time([&](int) { backend_.Quantize(quantize); }),
-          double(rows * kHidden) * 3, 0);
+    timer_.Print("quantize, 8192 rows", timer_.Time([&](int) { backend_.Quantize(quantize); }),
+                 double(rows * kHidden) * 3, 0);
     SwiGluParams swiglu;
     swiglu.gate_up = b.Random(rows * 2 * kFfn, kBf16);
     swiglu.out = b.Random(rows * kFfn, kBf16);
     swiglu.dtype = kBf16;
     swiglu.rows = rows, swiglu.ffn = kFfn;
-    Print("swiglu, 8192 rows", Time([&](int) { backend_.SwiGlu(swiglu); }), double(rows * kFfn) * 6,
-          0);
+    timer_.Print("swiglu, 8192 rows", timer_.Time([&](int) { backend_.SwiGlu(swiglu); }),
+                 double(rows * kFfn) * 6, 0);
     swiglu.scales = norm.scales;
-    Print("swiglu e4m3, 8192 rows", Time([&](int) { backend_.SwiGlu(swiglu); }),
-          double(rows * kFfn) * 5, 0);
+    timer_.Print("swiglu e4m3, 8192 rows", timer_.Time([&](int) { backend_.SwiGlu(swiglu); }),
+                 double(rows * kFfn) * 5, 0);
     Step step(b, 0, kChunk, 1, {});
     QkvParams qkv;
     qkv.batch = &step.batch;
@@ -316,8 +103,8 @@ class Bench {
     qkv.q = step.q;
     qkv.dtype = kBf16;
     qkv.inv_freq = static_cast<float*>(b.Random(64, DType::kF32));
-    Print("qkv_post with bounds, 8192 rows", Time([&](int) { backend_.QkvPost(qkv); }),
-          double(rows) * 48 * 128 * 4, 0);
+    timer_.Print("qkv_post with bounds, 8192 rows",
+                 timer_.Time([&](int) { backend_.QkvPost(qkv); }), double(rows) * 48 * 128 * 4, 0);
   }
 
   // A step over random pages: one prefill chunk, or decodes.
@@ -428,8 +215,8 @@ class Bench {
       p.q = step.q;
       p.lists = step.lists;
       p.probe_out = step.probe_out;
-      Print("select " + std::to_string(length) + ": " + v.name,
-            Time([&](int) { backend_.SelectBlocks(p); }), 0, 0);
+      timer_.Print("select " + std::to_string(length) + ": " + v.name,
+                   timer_.Time([&](int) { backend_.SelectBlocks(p); }), 0, 0);
     }
   }
 
@@ -443,7 +230,7 @@ class Bench {
     p.q = step.q;
     p.out = step.out;
     const double bytes = double(seqs) * length * kShape.kv_heads * kShape.head_dim * 4;
-    Print(name, Time([&](int) { backend_.DecodeAttention(p); }), bytes, 0);
+    timer_.Print(name, timer_.Time([&](int) { backend_.DecodeAttention(p); }), bytes, 0);
   }
 
   void Compress(int32_t length) {
@@ -459,11 +246,11 @@ class Bench {
     p.capacity = 4096;
     p.indices = b.Put(std::vector<int32_t>(heads * size_t(p.capacity)));
     p.counts = b.Put(std::vector<int32_t>(heads));
-    Print("select_tokens, " + std::to_string(length), Time([&](int) { backend_.SelectTokens(p); }),
-          0, 0);
+    timer_.Print("select_tokens, " + std::to_string(length),
+                 timer_.Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
     p.kv.query_reduce = Reduce::kMax;
-    Print("select_tokens, query_reduce max, " + std::to_string(length),
-          Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
+    timer_.Print("select_tokens, query_reduce max, " + std::to_string(length),
+                 timer_.Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
     CompactParams c;
     c.seq = p.seq;
     c.pool = p.pool;
@@ -473,8 +260,8 @@ class Bench {
     std::vector<int32_t> targets(heads * size_t(c.max_new_pages));
     std::iota(targets.begin(), targets.end(), 0);
     c.new_pages = b.Put(targets);
-    Print("compact to 2048", Time([&](int) { backend_.Compact(c); }),
-          double(heads) * p.budget * kShape.head_dim * 8, 0);
+    timer_.Print("compact to 2048", timer_.Time([&](int) { backend_.Compact(c); }),
+                 double(heads) * p.budget * kShape.head_dim * 8, 0);
   }
 
   void Sampling() {
@@ -493,16 +280,15 @@ class Bench {
           rows[size_t(i)].top_k = 50;
         }
         p.rows = rows.data(), p.n = n, p.results = results.data();
-        Print(std::string("sample, ") + std::to_string(n) +
-                  (greedy ? " rows, greedy" : " rows, top-k and top-p"),
-              Time([&](int) { backend_.Sample(p); }), 0, 0);
+        timer_.Print(std::string("sample, ") + std::to_string(n) +
+                         (greedy ? " rows, greedy" : " rows, top-k and top-p"),
+                     timer_.Time([&](int) { backend_.Sample(p); }), 0, 0);
       }
     }
   }
 
+  KernelTimer& timer_;
   Backend& backend_;
-  uint64_t graphs_ = 0;  // recorded so far
-  Ceilings ceilings_;
 };
 
 }  // namespace
@@ -550,14 +336,19 @@ int main(int argc, char** argv) {
   const std::unique_ptr<Backend> backend = make(false);
   if (!backend) return 1;
   std::printf("%s\n", backend->Description().c_str());
-  Bench bench(*backend);
+  KernelTimer timer(*backend);
+  LinearBench linears(timer);
+  linears.MeasureCeilings();
   if (few_rows) {
     const std::unique_ptr<Backend> cublaslt_only = make(true);
     if (!cublaslt_only) return 1;
-    Bench cublaslt(*cublaslt_only);
-    bench.FewRows(cublaslt);
-  } else {
-    bench.Run(lengths);
+    KernelTimer other(*cublaslt_only);
+    LinearBench cublaslt(other);
+    linears.FewRows(cublaslt);
+    return 0;
   }
+  linears.Run(DType::kBF16);
+  if (backend->HasFastE4M3()) linears.Run(DType::kE4M3);
+  Bench(timer).Run(lengths);
   return 0;
 }
