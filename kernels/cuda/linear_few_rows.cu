@@ -95,16 +95,18 @@ __device__ __forceinline__ void PrefetchToL2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+// Rounded after every operation, so that no two of the kernel's instances contract differently.
 __device__ __forceinline__ void StoreOutput(const LinearParams& p, int64_t row, int64_t output,
                                             float sum) {
-  if (p.w.dtype == DType::kE4M3) sum *= p.w.scales[output] * p.x_scales[row];
-  if (p.bias) sum += p.bias[output];
+  if (p.w.dtype == DType::kE4M3)
+    sum = __fmul_rn(sum, __fmul_rn(p.w.scales[output], p.x_scales[row]));
+  if (p.bias) sum = __fadd_rn(sum, p.bias[output]);
   const int64_t at = row * p.w.rows + output;
   if (p.out_dtype == DType::kBF16) {
     static_cast<bf16*>(p.out)[at] = FromFloat<bf16>(sum);
   } else {
     float* const out = static_cast<float*>(p.out) + at;
-    *out = p.accumulate ? *out + sum : sum;
+    *out = p.accumulate ? __fadd_rn(*out, sum) : sum;
   }
 }
 
