@@ -35,16 +35,20 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
   return grpc::SslCredentials(ssl);
 }
 
+// A key file made with `echo` ends in a newline, on which gRPC would abort.
+absl::Status CheckHeader(const char* flag, const std::string& value) {
+  if (std::all_of(value.begin(), value.end(), [](char c) { return c >= 0x20 && c <= 0x7e; }))
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, ": it holds a character that a header cannot carry, such as a newline"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const ClientOptions& options,
                                                            grpc::ChannelArguments arguments) {
-  // A key file made with `echo` ends in a newline, on which gRPC would abort.
-  if (std::any_of(options.api_key.begin(), options.api_key.end(),
-                  [](char c) { return c < 0x20 || c > 0x7e; })) {
-    return absl::InvalidArgumentError(
-        "--api-key: it holds a character that a header cannot carry, such as a newline");
-  }
+  RETURN_IF_ERROR(CheckHeader("--api-key", options.api_key));
+  RETURN_IF_ERROR(CheckHeader("--affinity", options.affinity));
   ASSIGN_OR_RETURN(const auto credentials, Credentials(options));
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);  // a long prefill is silent for minutes
@@ -52,9 +56,10 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const ClientOptions& 
   return grpc::CreateCustomChannel(options.server, credentials, arguments);
 }
 
-void AddCredentials(const ClientOptions& options, grpc::ClientContext* context) {
-  if (options.api_key.empty()) return;
-  context->AddMetadata("authorization", absl::StrCat("Bearer ", options.api_key));
+void AddHeaders(const ClientOptions& options, grpc::ClientContext* context) {
+  if (!options.api_key.empty())
+    context->AddMetadata("authorization", absl::StrCat("Bearer ", options.api_key));
+  if (!options.affinity.empty()) context->AddMetadata("entropyserve-affinity", options.affinity);
 }
 
 absl::Status ToAbsl(const grpc::Status& status) {

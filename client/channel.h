@@ -16,12 +16,13 @@
 namespace entropyserve {
 
 // Does not wait for a connection. Adds to `arguments` what every channel of ours has. NOT_FOUND: a
-// TLS file. INVALID_ARGUMENT: half a client certificate, a key that a header cannot carry.
+// TLS file. INVALID_ARGUMENT: half a client certificate, a key or affinity that a header cannot
+// carry.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> OpenChannel(const ClientOptions& options,
                                                            grpc::ChannelArguments arguments = {});
 
-// The bearer key, where there is one.
-void AddCredentials(const ClientOptions& options, grpc::ClientContext* context);
+// The bearer key and the affinity, where there are such.
+void AddHeaders(const ClientOptions& options, grpc::ClientContext* context);
 
 // The same code and message, with retry advice and reason (engine/base/status_details.h).
 absl::Status ToAbsl(const grpc::Status& status);

@@ -7,10 +7,12 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "client/command.h"
 #include "client/request_flags.h"
 #include "client/terminal.h"
@@ -205,6 +207,10 @@ int RunChat(const std::vector<std::string>& args) {
   std::vector<std::string> positional;
   int exit_code = kExitOk;
   if (!ParseCommandLine(&set, args, 0, &positional, &exit_code)) return exit_code;
+  // So that a balancer sends the session's calls where it was created.
+  std::string& affinity = flags.connection.options.affinity;
+  std::random_device random;
+  if (affinity.empty()) affinity = absl::StrCat("chat-", random(), "-", random());
   InterruptGuard guard;
   const absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(flags.connection.options);
   if (!client.ok()) return ReportUsage(std::string(client.status().message()));

@@ -118,7 +118,7 @@ class GrpcClient final : public Client {
             std::optional<Clock::time_point> deadline)
         : cancel_(call.cancel == nullptr ? nullptr : call.cancel->impl_.get()) {
       if (deadline.has_value()) context_.set_deadline(*deadline);
-      AddCredentials(client, &context_);
+      AddHeaders(client, &context_);
       if (cancel_ == nullptr) return;
       MutexLock lock(&cancel_->mutex);
       cancel_->contexts.insert(&context_);

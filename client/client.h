@@ -15,7 +15,11 @@ namespace entropyserve {
 
 struct ClientOptions {
   std::string server = "127.0.0.1:50051";
-  std::string api_key;               // sent as a bearer key; empty: none
+  std::string api_key;  // sent as a bearer key; empty: none
+  // Sent with every call as entropyserve-affinity: a balancer in front of several servers keeps
+  // calls of one value on one server (deploy/envoy). Chosen before a session is created; empty:
+  // none.
+  std::string affinity;
   std::string tls_ca;                // PEM file of roots; empty: plaintext
   std::string tls_cert, tls_key;     // PEM files of a client certificate, for mTLS
   int max_message_bytes = 64 << 20;  // of answers; traces of long prompts are large

@@ -24,6 +24,10 @@ void AddConnectionFlags(FlagSet* flags, ConnectionFlags* connection) {
   flags->Add("server", &connection->options.server, "HOST:PORT of the server");
   flags->Add("api-key", &connection->options.api_key,
              "bearer key; better from the environment than from here");
+  flags->Add(
+      "affinity", &connection->options.affinity,
+      "with several servers: calls of one value reach one server; give a session's calls the "
+      "value that created it");
   flags->Add("tls-ca", &connection->options.tls_ca, "PEM roots; empty: plaintext");
   flags->Add("tls-cert", &connection->options.tls_cert, "PEM client certificate, for mTLS");
   flags->Add("tls-key", &connection->options.tls_key, "its PEM private key");

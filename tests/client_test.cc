@@ -156,6 +156,9 @@ TEST(ClientOptionsTest, FilesAreChecked) {
   ClientOptions newline;
   newline.api_key = "key\n";  // on which gRPC would abort
   EXPECT_EQ(Client::Create(newline).status().code(), absl::StatusCode::kInvalidArgument);
+  newline.api_key.clear();
+  newline.affinity = "a\nb";
+  EXPECT_THAT(std::string(Client::Create(newline).status().message()), HasSubstr("--affinity"));
   options.tls_ca.clear();
   options.tls_cert = "cert";
   EXPECT_EQ(Client::Create(options).status().code(), absl::StatusCode::kInvalidArgument);

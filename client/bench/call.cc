@@ -43,7 +43,7 @@ void Call::Start(Connection* connection, const ClientOptions& options, std::func
   ++connection_->calls;
   resume_ = std::move(resume);
   done_ = std::move(done);
-  AddCredentials(options, &context_);
+  AddHeaders(options, &context_);
   if (behaviour_.deadline_seconds > 0) {
     context_.set_deadline(std::chrono::system_clock::now() +
                           std::chrono::duration_cast<std::chrono::system_clock::duration>(

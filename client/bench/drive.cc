@@ -321,7 +321,7 @@ void Run::CallUnary(AsyncMethod<Request, Response> method, Request request, doub
                     std::function<void(const absl::Status&, const Response&)> done) {
   auto unary = std::make_shared<Unary<Request, Response>>();
   unary->request = std::move(request);
-  AddCredentials(options_.client, &unary->context);
+  AddHeaders(options_.client, &unary->context);
   unary->context.set_deadline(
       std::chrono::system_clock::now() +
       std::chrono::milliseconds(static_cast<int64_t>(deadline_seconds * 1e3)));

@@ -2,7 +2,7 @@
 # Checks deploy/ without a cluster: rules and their unit tests, the dashboard's queries, names of metrics
 # and flags, manifests against the Kubernetes schemas. Needs promtool (package prometheus; PROMTOOL=PATH takes
 # another) and a Python with yaml (package python3-yaml). What else is at hand is used, and what is not is said:
-#   kubernetes-validate, which fetch_schemas.sh puts into build/schemas: manifests
+#   kubernetes-validate, which fetch_test_tools.sh puts into build/schemas: manifests
 #   kubectl 1.21 or later: overlays       helm: the chart, which render_chart.py renders otherwise
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -62,6 +62,6 @@ if "$python" -c 'import kubernetes_validate' 2>/dev/null; then
   fi
   "$python" deploy/scripts/check_deploy.py manifests "${manifests[@]}" "$dir"/chart-*.yaml
 else
-  skipped+=("manifests: no kubernetes-validate; deploy/scripts/fetch_schemas.sh fetches it")
+  skipped+=("manifests: no kubernetes-validate; deploy/scripts/fetch_test_tools.sh fetches it")
 fi
 for what in "${skipped[@]}"; do echo "NOT RUN: $what"; done

@@ -75,10 +75,10 @@ fetch_model() {
     summary+=("SmolLM2-135M-Instruct could not be fetched: smollm2_check is NOT RUN")
 }
 
-# Likewise the Kubernetes schemas of deploy_check.
-fetch_schemas() {
-  deploy/scripts/fetch_schemas.sh >/dev/null ||
-    summary+=("Kubernetes schemas could not be fetched: deploy_check leaves the manifests out")
+# Likewise Kubernetes' schemas and Envoy.
+fetch_test_tools() {
+  deploy/scripts/fetch_test_tools.sh >/dev/null || summary+=(
+    "Kubernetes' schemas or Envoy could not be fetched: deploy_check leaves the manifests out, envoy_check is NOT RUN")
 }
 
 for name in $stages; do
@@ -94,7 +94,7 @@ for name in $stages; do
       ;;
     cpu)
       fetch_model
-      fetch_schemas
+      fetch_test_tools
       stage "cpu: build" build cpu build all
       ;;
     *) echo "unknown stage \"$name\"" >&2; exit 2 ;;
