@@ -137,6 +137,14 @@ class Load:
         last = json.loads(done.stdout.splitlines()[-1])
         self.receipts.append(last["finished"]["receipt"])
 
+    def session(self, action, *ids):
+        """The id of the session that was made, forked or deleted."""
+        done = subprocess.run([self.client, "session", action, *ids, f"--server={self.address}", "--json=true"],
+                              capture_output=True, text=True)
+        require(done.returncode == 0, f"session {action}: {done.stderr}")
+        answer = json.loads(done.stdout)
+        return answer.get("id") or answer["deleted"]
+
     def refuse(self):
         """A request that the engine accepts and fails: it can never fit."""
         done = subprocess.run(self.command(10**6, "--token-ids=5,6,7"), capture_output=True, text=True)
@@ -261,12 +269,42 @@ def wait_for_counts(prometheus, **counts):
         wait_for(f"{name} = {count}", lambda: prometheus.value(f"entropyserve_{name}") == count)
 
 
+def run_sessions(prometheus, load, text):
+    """Each of two tiers has room for one session: of three the oldest is in a file, and comes back when it is used."""
+    def turn(session):
+        load.generate(text[:600], 20, "--kv-budget=64", f"--session={session}")
+
+    def wait_for_moves(**counts):
+        for reason, count in counts.items():
+            wait_for(f"{count} {reason}",
+                     lambda: prometheus.value(f'entropyserve_session_moves_total{{reason="{reason}"}}') == count)
+
+    sessions = [load.session("create") for _ in range(3)]
+    for session in sessions:
+        turn(session)
+    for tier in ("device", "host", "disk"):
+        for what in ("sessions", "session_bytes"):
+            wait_for(f"{what} in tier {tier}",
+                     lambda: prometheus.value(f'entropyserve_{what}{{tier="{tier}"}}') > 0)
+    wait_for_moves(limit=3)  # one to host memory, then two one tier further
+    turn(sessions[0])
+    wait_for_moves(restored=1, limit=5)
+    fork = load.session("fork", sessions[0])
+    require(load.session("delete", fork) == fork, "another session was deleted than the fork")
+    wait_for_moves(deleted=1)
+    wait_for_counts(prometheus, sessions=3)
+    for method, calls in (("CreateSession", 3), ("ForkSession", 1), ("DeleteSession", 1)):
+        count = prometheus.value(f'entropyserve_requests_total{{method="{method}", code="OK"}}')
+        require(count == calls, f"{count} calls of {method}")
+
+
 def run_load(prometheus, load, answered):
     """Long and short prompts; then `answered` is checked, nothing having failed so far."""
     # Two full segments, so that heads are judged; and a policy that reads sparsely early.
     text = "the quick brown fox jumps over the lazy dog; " * 50
     sparse = ("--prefill-dense-prefix=512", "--prefill-base=1024", "--kv-budget=64")
     load.generate(text, 40, *sparse)
+    run_sessions(prometheus, load, text)
     for i in range(6):
         load.generate(text[: 100 + i], 4, f"--request-id=caller-{i}")
     wait_for_counts(prometheus, completed_total=len(load.receipts), running_requests=0)
@@ -287,10 +325,13 @@ def run_load(prometheus, load, answered):
 
 
 def check(options, folder, stack):
+    sessions = folder / "sessions"
+    sessions.mkdir()
     server = stack.enter_context(Background(
         [options.server, "--model=synthetic:tiny", "--listen=127.0.0.1:0",
          "--metrics-listen=127.0.0.1:0", "--log-format=text", "--kv-bytes=512M",
-         "--calibrate-dense-tokens=4608"], folder / "server.log"))
+         "--calibrate-dense-tokens=4608", f"--session-dir={sessions}", "--session-device-bytes=300K",
+         "--session-host-bytes=300K"], folder / "server.log"))
     metrics = server.wait(r"metrics address=(\S+)")
     address = server.wait(r"listening address=(\S+)")
     server.wait(r"(ready) ")
