@@ -27,6 +27,7 @@ using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 // A file that is gone with the test.
 class TempFile {
@@ -154,6 +155,20 @@ TEST(EvalRecordFileTest, ComesBackAsItWas) {
   EXPECT_DOUBLE_EQ((*again)->compare_records()[0].decoded.kl, 0.25);
 }
 
+TEST(EvalRecordFileTest, ReadsFilesFromBeforeGivenAnswers) {
+  std::string line = ToJsonLine(Record("vt", "a", 0, 1)) + "\n";
+  for (const char* field : {"\"answer_nll\":0.0,", "\"answer_nll_tokens\":0"}) {
+    const size_t at = line.find(field);
+    ASSERT_NE(at, std::string::npos) << line;
+    line.erase(at, std::string(field).size());
+  }
+  line.erase(line.rfind(','), 1);
+  const TempFile file(line);
+  auto records = RecordFile::Open(file.path(), true, "s");
+  ASSERT_TRUE(records.ok()) << records.status();
+  EXPECT_EQ((*records)->task_records().size(), 1u);
+}
+
 TEST(EvalRecordFileTest, DropsOnlyAnUnfinishedLastLine) {
   const std::string line = ToJsonLine(Record("vt", "a", 0, 1)) + "\n";
   const TempFile file(line + line + line.substr(0, 50));
@@ -227,6 +242,28 @@ TEST(EvalReportTest, SumsByHand) {
   const std::string table = TaskTable(cells);
   EXPECT_THAT(table, HasSubstr("-0.60 ["));
   EXPECT_EQ(Lines(table), 6u);
+}
+
+TEST(EvalReportTest, GivenAnswersArePairedByPrompt) {
+  std::vector<TaskRecord> records;
+  for (int i = 0; i < 4; ++i) {
+    for (const char* policy : {"full+full", "x+y"}) {
+      records.push_back(Record("vt", policy, i, 1));
+      records.back().answer_nll = i + (policy[0] == 'x' ? 0.5 : 0);
+      records.back().answer_nll_tokens = 7;
+    }
+  }
+  const std::vector<TaskCell> cells = TaskCells(records);
+  ASSERT_EQ(cells.size(), 2u);
+  EXPECT_EQ(cells[1].nll_n, 4);
+  EXPECT_DOUBLE_EQ(cells[1].nll, 2);
+  EXPECT_EQ(cells[1].nll_pairs, 4);
+  // Prompts differ by more than policies do; the paired difference does not see it.
+  EXPECT_DOUBLE_EQ(cells[1].nll_difference, 0.5);
+  EXPECT_DOUBLE_EQ(cells[1].nll_difference_interval.high, 0.5);
+  EXPECT_THAT(TaskTable(cells), HasSubstr("+0.500 [+0.500, +0.500]"));
+  EXPECT_THAT(TaskTable({cells[0]}), HasSubstr("nats/token"));
+  EXPECT_THAT(TaskTable(TaskCells({Record("vt", "x+y", 0, 1)})), Not(HasSubstr("nats/token")));
 }
 
 TEST(EvalReportTest, OnlyLikePromptsArePaired) {
@@ -316,6 +353,30 @@ TEST_F(EvalRunTest, PromptsDoNotDependOnOrderOrThreads) {
   EXPECT_EQ(prompts(run), alone);
   std::swap(run.jobs[0], run.jobs[1]);
   EXPECT_EQ(prompts(run), alone);
+}
+
+TEST_F(EvalRunTest, GivenAnswersAreFedAfterTheirBeginning) {
+  const auto records = Memory();
+  TaskRun run = Run("niah_single_1,kv_retrieval/turns", "full+latent", 1);
+  ASSERT_TRUE(RunTasks(client_.get(), run, records.get()).ok());
+  run.give_answers = true;
+  ASSERT_TRUE(RunTasks(client_.get(), run, records.get()).ok());
+  const std::vector<EngineRequest> requests = engine_->Requests();
+  ASSERT_EQ(requests.size(), 2u * 5);
+  const auto& generated = requests[0].sampling.forced_token_ids;
+  const auto& given = requests[5].sampling.forced_token_ids;
+  EXPECT_EQ(requests[5].prompt, requests[0].prompt);
+  ASSERT_GT(given.size(), generated.size() + 7);  // a space and seven digits
+  EXPECT_TRUE(std::equal(generated.begin(), generated.end(), given.begin()));
+  const std::vector<TaskRecord> done = records->task_records();
+  ASSERT_EQ(done.size(), 4u);
+  EXPECT_EQ(done[2].answers[0], " " + done[2].expected[0]);
+  EXPECT_EQ(done[2].answer_nll_tokens, int64_t(given.size() - generated.size()));
+  EXPECT_DOUBLE_EQ(done[2].answer_nll, 1.5);           // what the fake engine says of every token
+  EXPECT_EQ(done[3].answers[0], done[3].expected[0]);  // the beginning ends in a quotation mark
+  EXPECT_DOUBLE_EQ(done[3].answer_nll, 1.5);
+  EXPECT_EQ(done[3].turn_scores.size(), 4u);
+  EXPECT_NE(KeyOf(done[2]), KeyOf(done[0]));
 }
 
 TEST_F(EvalRunTest, ForksOfOneReadingAnswerAtTheSameTime) {

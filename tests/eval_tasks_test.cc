@@ -362,6 +362,16 @@ TEST(EvalStatisticsTest, PairedDifferencesByHand) {
   ExpectNear(PairedDifference(a, a), -0.27753, 0.27753);
 }
 
+TEST(EvalStatisticsTest, SharesAreResampled) {
+  // Differences of -0.25 and 0 for 50 prompts each: -0.125 -+ 1.96 * 0.125 / 10.
+  std::vector<double> a(50, 0.5), b(100, 0.75);
+  a.resize(100, 0.75);
+  ExpectNear(PairedDifference(a, b), -0.1495, -0.1005, 0.006);
+  EXPECT_EQ(PairedDifference(a, b).low, PairedDifference(a, b).low);
+  // Where all differ by the same, resamples do too, and would say that this is certain.
+  EXPECT_GT(PairedDifference(b, b).high, 0.05);
+}
+
 TEST(EvalStatisticsTest, BootstrapCoversTheMean) {
   ExpectNear(Bootstrap(std::vector<double>(5, 0.25)), 0.25, 0.25);
   std::vector<double> values(50, 0);

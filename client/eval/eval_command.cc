@@ -36,7 +36,7 @@ struct EvalFlags {
   ConnectionFlags connection;
   std::string policies = "full+full,entropy+latent,coverage+latent";
   std::string tasks, lengths = "4K", haystack, text, sweep_kv = "full";
-  std::string format = "auto", output, html;
+  std::string format = "auto", answers = "generated", output, html;
   int64_t windows = 8, score = 256, decode = 128;
   int prompts = 20, concurrency = 1, answer_limit = 0;
   int64_t seed = 1;
@@ -69,6 +69,10 @@ void AddFlags(FlagSet* set, EvalFlags* flags) {
                  "with the model's chat template or plain; auto: chat where it has one");
   set->Add("answer-tokens", &flags->answer_limit,
            "score at most this many tokens of an answer; 0: the task's own number");
+  set->AddChoice(
+      "answers", &flags->answers, {"generated", "given"},
+      "given: feed the right answers and report how likely their tokens were, which tells "
+      "policies apart with fewer prompts");
   set->Section("Text");
   set->Add("text", &flags->text, "compare policies with full+full on this text");
   set->Add("windows", &flags->windows, "parts of the text, at most");
@@ -142,6 +146,7 @@ absl::StatusOr<TaskRun> MakeRun(const EvalFlags& flags, const Haystack* haystack
   run.seed = static_cast<uint64_t>(flags.seed);
   run.prompts = flags.prompts;
   run.answer_limit = flags.answer_limit;
+  run.give_answers = flags.answers == "given";
   run.concurrency = flags.concurrency;
   run.haystack = haystack;
   return run;
@@ -215,8 +220,11 @@ absl::Status RunText(const EvalFlags& flags, const TaskRun& run, Client* client,
 
 std::vector<std::string> TaskNotes(int concurrency) {
   return {absl::StrCat(
-      "n: prompts. Intervals are at 95 %: Wilson's score interval, and Newcombe's paired interval "
-      "for differences, over the prompts that both policies answered. attention: executed of dense "
+      "n: prompts. Intervals are at 95 %: Wilson's score interval; for differences, over the "
+      "prompts "
+      "that both policies answered, Newcombe's paired interval, or a percentile bootstrap over "
+      "prompts where scores are shares. nats/token: mean negative log-likelihood of given answers, "
+      "whose score is the share of tokens that were the likeliest. attention: executed of dense "
       "attention FLOPs of the prefill. kv kept: bytes after compression. compressed: how many "
       "prompts' caches were. prefill s: mean; this run had ",
       concurrency, concurrency == 1 ? " prompt" : " prompts", " at a time.")};

@@ -47,6 +47,13 @@ void VisitTask(Record& r, Visit visit) {
   visit("concurrency", r.concurrency);
 }
 
+// Fields that files of earlier versions lack.
+template <typename Record, typename Visit>
+void VisitLaterTask(Record& r, Visit visit) {
+  visit("answer_nll", r.answer_nll);
+  visit("answer_nll_tokens", r.answer_nll_tokens);
+}
+
 template <typename Record, typename Visit>
 void VisitCompare(Record& r, Visit visit) {
   visit("server", r.server);
@@ -98,7 +105,9 @@ std::string KeyOf(const CompareRecord& r) {
 
 std::string ToJsonLine(const TaskRecord& record) {
   Json json = {{"kind", "task"}};
-  VisitTask(record, [&json](const std::string& name, const auto& value) { json[name] = value; });
+  const auto write = [&json](const std::string& name, const auto& value) { json[name] = value; };
+  VisitTask(record, write);
+  VisitLaterTask(record, write);
   return Dump(json);
 }
 
@@ -149,6 +158,9 @@ absl::Status RecordFile::Load(const std::string& path, const std::string& server
         json.at(name).get_to(value);
       };
       is_task ? VisitTask(task, read) : VisitCompare(compare, read);
+      VisitLaterTask(task, [&json](const std::string& name, auto& value) {
+        if (json.contains(name)) json.at(name).get_to(value);
+      });
     } catch (const Json::exception&) {
       return at("expected a record as an earlier run wrote it");
     }

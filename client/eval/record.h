@@ -21,13 +21,17 @@ struct TaskRecord {
   std::string server;            // ServerName()
   std::string task;              // with its variant: "niah_single_2/hidden"
   std::string policy;            // PolicySpec.name
-  std::string haystack, format;  // "chat", "text"
+  std::string haystack, format;  // "chat", "text"; ", answers given" where they were
   int64_t length = 0;
   int index = 0;
   uint64_t seed = 0;
   int answer_limit = 0;  // most scored tokens; 0: the task's own
 
   double score = 0;
+  // Of given answers: the mean negative log-likelihood of their tokens, nats, and how many these
+  // are; 0: they were generated. `score` is then the share of tokens that were the likeliest.
+  double answer_nll = 0;
+  int64_t answer_nll_tokens = 0;
   std::vector<double> turn_scores;  // of every question; `score` says which of them count
   std::vector<std::string> answers, expected;  // of every question; expected ones joined by " | "
   int64_t prompt_tokens = 0, generated_tokens = 0;

@@ -24,16 +24,20 @@ PromptKey KeyOfPrompt(const TaskRecord& r) {
 }
 
 TaskCell MakeCell(const std::vector<const TaskRecord*>& records,
-                  const std::map<PromptKey, double>& reference) {
+                  const std::map<PromptKey, const TaskRecord*>& reference) {
   TaskCell cell;
   cell.n = static_cast<int>(records.size());
-  std::vector<double> scores, paired, others;
+  std::vector<double> scores, paired, others, nll, nll_differences;
   double executed = 0, dense = 0;
   for (const TaskRecord* r : records) {
     scores.push_back(r->score);
+    if (r->answer_nll_tokens > 0) nll.push_back(r->answer_nll);
     if (const auto found = reference.find(KeyOfPrompt(*r)); found != reference.end()) {
       paired.push_back(r->score);
-      others.push_back(found->second);
+      others.push_back(found->second->score);
+      if (r->answer_nll_tokens > 0) {
+        nll_differences.push_back(r->answer_nll - found->second->answer_nll);
+      }
     }
     executed += r->flops_executed;
     dense += r->flops_dense;
@@ -48,6 +52,11 @@ TaskCell MakeCell(const std::vector<const TaskRecord*>& records,
   cell.pairs = static_cast<int>(paired.size());
   cell.difference = Mean(paired) - Mean(others);
   cell.difference_interval = PairedDifference(paired, others);
+  cell.nll_n = static_cast<int>(nll.size());
+  cell.nll = Mean(nll);
+  cell.nll_pairs = static_cast<int>(nll_differences.size());
+  cell.nll_difference = Mean(nll_differences);
+  cell.nll_difference_interval = Bootstrap(nll_differences);
   cell.attention_share = dense > 0 ? executed / dense : 1;
   cell.kv_share /= cell.n;
   cell.prefill_seconds /= cell.n;
@@ -121,9 +130,9 @@ void MarkFronts(std::vector<CompareCell>* cells) {
 }  // namespace
 
 std::vector<TaskCell> TaskCells(const std::vector<TaskRecord>& records) {
-  std::map<PromptKey, double> reference;
+  std::map<PromptKey, const TaskRecord*> reference;
   for (const TaskRecord& r : records) {
-    if (r.policy == kReferencePolicy) reference[KeyOfPrompt(r)] = r.score;
+    if (r.policy == kReferencePolicy) reference[KeyOfPrompt(r)] = &r;
   }
   using CellKey = std::tuple<std::string, std::string, int64_t, std::string>;
   std::vector<CellKey> order, all_order;
@@ -207,21 +216,38 @@ std::string WithInterval(double value, const Interval& interval) {
 }
 
 std::string TaskTable(const std::vector<TaskCell>& cells) {
-  std::vector<std::vector<std::string>> rows = {{"task", "length", "policy", "n", "score",
-                                                 "minus full+full (pairs)", "attention", "kv kept",
-                                                 "prefill s", "compressed", "text"}};
+  const bool given =
+      std::any_of(cells.begin(), cells.end(), [](const TaskCell& c) { return c.nll_n > 0; });
+  std::vector<std::vector<std::string>> rows = {
+      {"task", "length", "policy", "n", "score", "minus full+full (pairs)"}};
+  const std::vector<std::string> more = {"attention", "kv kept", "prefill s", "compressed", "text"};
+  if (given) rows[0].insert(rows[0].end(), {"nats/token", "minus full+full"});
+  rows[0].insert(rows[0].end(), more.begin(), more.end());
   for (const TaskCell& c : cells) {
     const bool is_reference = c.policy == kReferencePolicy;
-    rows.push_back(
-        {c.task, absl::StrCat(c.length), c.policy, absl::StrCat(c.n),
-         WithInterval(c.score, c.interval),
-         is_reference || c.pairs == 0
-             ? "-"
-             : absl::StrFormat("%+.2f [%+.2f, %+.2f] (%d)", c.difference, c.difference_interval.low,
-                               c.difference_interval.high, c.pairs),
-         absl::StrFormat("%.1f %%", 100 * c.attention_share),
-         absl::StrFormat("%.1f %%", 100 * c.kv_share), absl::StrFormat("%.3f", c.prefill_seconds),
-         absl::StrFormat("%d of %d", c.compressed, c.n), c.text});
+    std::vector<std::string> row = {
+        c.task,
+        absl::StrCat(c.length),
+        c.policy,
+        absl::StrCat(c.n),
+        WithInterval(c.score, c.interval),
+        is_reference || c.pairs == 0
+            ? "-"
+            : absl::StrFormat("%+.2f [%+.2f, %+.2f] (%d)", c.difference, c.difference_interval.low,
+                              c.difference_interval.high, c.pairs)};
+    if (given) {
+      row.push_back(c.nll_n == 0 ? "-" : absl::StrFormat("%.3f", c.nll));
+      row.push_back(is_reference || c.nll_pairs < 2
+                        ? "-"
+                        : absl::StrFormat("%+.3f [%+.3f, %+.3f]", c.nll_difference,
+                                          c.nll_difference_interval.low,
+                                          c.nll_difference_interval.high));
+    }
+    row.insert(row.end(), {absl::StrFormat("%.1f %%", 100 * c.attention_share),
+                           absl::StrFormat("%.1f %%", 100 * c.kv_share),
+                           absl::StrFormat("%.3f", c.prefill_seconds),
+                           absl::StrFormat("%d of %d", c.compressed, c.n), c.text});
+    rows.push_back(std::move(row));
   }
   return FormatTable(rows);
 }

@@ -24,10 +24,14 @@ struct TaskCell {
   int pairs = 0;                 // prompts that the reference answered, too
   double difference = 0;         // to the reference, over the pairs
   Interval difference_interval;  // PairedDifference
-  double attention_share = 0;    // executed of dense FLOPs of all prompts
-  double kv_share = 0;           // mean of bytes kept
-  double prefill_seconds = 0;    // mean
-  int compressed = 0;            // prompts
+  // Of prompts whose answers were given: nats per token, mean over prompts; 0 of them: none were.
+  int nll_n = 0, nll_pairs = 0;
+  double nll = 0, nll_difference = 0;
+  Interval nll_difference_interval;  // Bootstrap
+  double attention_share = 0;        // executed of dense FLOPs of all prompts
+  double kv_share = 0;               // mean of bytes kept
+  double prefill_seconds = 0;        // mean
+  int compressed = 0;                // prompts
 };
 
 // In the order of first appearance; seeds are pooled. Cells of kAllTasks come last, where there is

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "client/eval/random.h"
@@ -40,6 +41,14 @@ Interval Wilson(double mean, int n) {
 Interval PairedDifference(std::span<const double> a, std::span<const double> b) {
   const int n = static_cast<int>(a.size());
   if (n < 1) return {-1, 1};
+  std::vector<double> differences(a.size());
+  std::transform(a.begin(), a.end(), b.begin(), differences.begin(), std::minus<>());
+  const auto is_share = [](double value) { return value > 0 && value < 1; };
+  if ((std::any_of(a.begin(), a.end(), is_share) || std::any_of(b.begin(), b.end(), is_share)) &&
+      std::adjacent_find(differences.begin(), differences.end(), std::not_equal_to<>()) !=
+          differences.end()) {
+    return Bootstrap(differences);
+  }
   const double mean_a = Mean(a), mean_b = Mean(b), difference = mean_a - mean_b;
   const double phi = Correlation(a, b);
   const Interval of_a = Wilson(mean_a, n), of_b = Wilson(mean_b, n);

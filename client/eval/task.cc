@@ -3,6 +3,9 @@
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace entropyserve {
 namespace {
@@ -69,6 +72,13 @@ const Task* FindTask(std::string_view name) {
     if (name == task.name) return &task;
   }
   return nullptr;
+}
+
+std::string RightAnswer(Match match, const TaskTurn& turn) {
+  // Where the beginning ends in a quotation mark, the answer is a part of what is quoted.
+  const char* space = absl::EndsWith(turn.answer_prefix, "\"") ? "" : " ";
+  if (match == Match::kAny) return absl::StrCat(space, turn.answers[0]);
+  return absl::StrCat(space, absl::StrJoin(turn.answers, turn.joint));
 }
 
 double Score(Match match, std::string_view answer, const std::vector<std::string>& expected) {

@@ -24,6 +24,7 @@ struct TaskTurn {
   std::string question;
   std::string answer_prefix;  // how the answer begins; given, not generated, and not scored
   std::vector<std::string> answers;
+  std::string joint = ", ";  // between them, where the whole answer is given
 };
 
 struct TaskPrompt {
@@ -54,6 +55,9 @@ struct Task {
 
 std::span<const Task> Tasks();
 const Task* FindTask(std::string_view name);  // nullptr: none
+
+// What follows the answer's beginning when the right answer is given: of Match::kAny the first.
+std::string RightAnswer(Match match, const TaskTurn& turn);
 
 // In [0, 1].
 double Score(Match match, std::string_view answer, const std::vector<std::string>& expected);

@@ -56,7 +56,7 @@ TaskTurn TrackingTurn(const Chain& chain) {
           absl::StrCat("Answer: According to the chain(s) of variable assignment in the text "
                        "above, ",
                        kHops + 1, " variables are assigned the value ", chain.value, ", they are:"),
-          chain.names};
+          chain.names, " "};
 }
 
 // --- common words ---

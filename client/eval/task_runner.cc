@@ -9,7 +9,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "client/eval/fit.h"
 #include "engine/base/mutex.h"
 #include "engine/base/status_macros.h"
@@ -17,9 +16,9 @@
 namespace entropyserve {
 namespace {
 
-constexpr const char* kVariantNames[] = {"", "/hidden", "/forked", "/turns"};
 // Beyond the gap, so that compression has happened and at least some tokens follow it.
 constexpr int64_t kTokensAfterGap = 8;
+constexpr char kGiven[] = ", answers given";
 constexpr int64_t kDefaultGap = 16;      // the server's, when GetModel does not say
 constexpr int64_t kTemplateTokens = 16;  // of a further turn's template, at most
 constexpr double kDeleteSeconds = 5;     // for a session that is given up
@@ -47,6 +46,9 @@ struct Answer {
   // Where the model's likeliest token was an end token: min_new_tokens made it go on, and what
   // follows is not its answer.
   size_t end = 0;
+  // Of every token: its natural log-likelihood, and whether it was the likeliest.
+  std::vector<double> logprobs;
+  std::vector<bool> first_choice;
   v1::Receipt receipt;
 };
 
@@ -57,7 +59,7 @@ TaskRecord NewRecord(const TaskRun& run, const TaskJob& job, const PolicySpec& p
   record.task = job.name();
   record.policy = policy.name;
   record.haystack = job.task->uses_haystack ? run.haystack->name() : "own";
-  record.format = run.chat ? "chat" : "text";
+  record.format = absl::StrCat(run.chat ? "chat" : "text", run.give_answers ? kGiven : "");
   record.length = job.length;
   record.index = index;
   record.seed = run.seed;
@@ -93,6 +95,7 @@ class PromptRun {
   absl::StatusOr<std::vector<int32_t>> Tokenize(const std::string& text) const;
   absl::StatusOr<int64_t> CountTokens(int64_t units);
   absl::Status PrepareTurns();
+  absl::Status ScoreGiven(size_t turn, const Answer& answer, TaskRecord* record) const;
   v1::GenerateRequest Request(const std::string& text, const v1::Policy& policy,
                               const std::string& session) const;
   // The separator joins what is one prompt; in a turn of its own a question needs none.
@@ -117,9 +120,10 @@ class PromptRun {
   const TaskRun& run_;
   const TaskJob& job_;
   const int index_;
-  TaskPrompt prompt_;   // the last that was made,
-  int64_t units_ = -1;  // of this size
+  TaskPrompt prompt_;                           // the last that was made,
+  int64_t units_ = -1;                          // of this size
   std::vector<std::vector<int32_t>> prefixes_;  // ids of each turn's answer_prefix
+  std::vector<std::vector<int32_t>> given_;     // and of its right answer, where that is given
 };
 
 int64_t PromptRun::LeastTokens() const {
@@ -135,7 +139,9 @@ int64_t PromptRun::LeastTokens() const {
 }
 
 int64_t PromptRun::AnswerRoom(size_t turn) const {
-  return std::max(static_cast<int64_t>(prefixes_[turn].size()) + AnswerTokens(), LeastTokens());
+  const auto given = static_cast<int64_t>(given_[turn].size());
+  return std::max(static_cast<int64_t>(prefixes_[turn].size()) + std::max(AnswerTokens(), given),
+                  LeastTokens());
 }
 
 absl::StatusOr<std::vector<int32_t>> PromptRun::Tokenize(const std::string& text) const {
@@ -147,12 +153,16 @@ absl::StatusOr<std::vector<int32_t>> PromptRun::Tokenize(const std::string& text
 
 absl::Status PromptRun::PrepareTurns() {
   prefixes_.clear();
+  given_.clear();
   if (!Turns()) prompt_.turns.resize(1);
   for (const TaskTurn& turn : prompt_.turns) {
     // As RULER's templates: a space between the question and the answer's beginning.
     ASSIGN_OR_RETURN(std::vector<int32_t> ids,
                      Tokenize(absl::StrCat(run_.chat ? "" : " ", turn.answer_prefix)));
     prefixes_.push_back(std::move(ids));
+    given_.emplace_back();
+    if (!run_.give_answers) continue;
+    ASSIGN_OR_RETURN(given_.back(), Tokenize(RightAnswer(job_.task->match, turn)));
   }
   return absl::OkStatus();
 }
@@ -228,6 +238,10 @@ absl::StatusOr<Answer> PromptRun::Generate(const v1::GenerateRequest& request) c
         const v1::Tokens& tokens = event.tokens();
         for (int i = 0; i < tokens.ids_size(); ++i) {
           answer.ids.push_back(tokens.ids(i));
+          if (i < tokens.logprobs_size() && tokens.logprobs(i).top_size() > 0) {
+            answer.logprobs.push_back(tokens.logprobs(i).logprob());
+            answer.first_choice.push_back(tokens.logprobs(i).top(0).id() == tokens.ids(i));
+          }
           if (answer.ids.size() <= given || ended) continue;
           ended = ends.count(tokens.ids(i)) > 0 ||
                   (i < tokens.logprobs_size() && tokens.logprobs(i).top_size() > 0 &&
@@ -271,11 +285,15 @@ absl::Status PromptRun::Ask(size_t turn, const std::string& text, const v1::Poli
   v1::SamplingParams& sampling = *request.mutable_sampling();
   const std::vector<int32_t>& prefix = prefixes_[turn];
   sampling.mutable_forced_token_ids()->Add(prefix.begin(), prefix.end());
-  sampling.set_max_new_tokens(AnswerRoom(turn));
+  const std::vector<int32_t>& given = given_[turn];
+  sampling.mutable_forced_token_ids()->Add(given.begin(), given.end());
+  const auto forced = static_cast<int64_t>(prefix.size() + given.size());
+  sampling.set_max_new_tokens(given.empty() ? AnswerRoom(turn) : std::max(forced, LeastTokens()));
   sampling.set_min_new_tokens(LeastTokens());
   sampling.set_logprobs(1);  // shows where the answer would have ended
   ASSIGN_OR_RETURN(const Answer answer, Generate(request));
   AddCosts(answer.receipt, record);
+  if (run_.give_answers) return ScoreGiven(turn, answer, record);
   const size_t end = std::min(answer.end, prefix.size() + static_cast<size_t>(AnswerTokens()));
   v1::DetokenizeRequest detokenize;
   for (size_t i = prefix.size(); i < end; ++i) detokenize.add_ids(answer.ids[i]);
@@ -285,6 +303,28 @@ absl::Status PromptRun::Ask(size_t turn, const std::string& text, const v1::Poli
   record->answers.push_back(words.text());
   record->expected.push_back(absl::StrJoin(expected, " | "));
   record->turn_scores.push_back(Score(job_.task->match, words.text(), expected));
+  return absl::OkStatus();
+}
+
+absl::Status PromptRun::ScoreGiven(size_t turn, const Answer& answer, TaskRecord* record) const {
+  const size_t begin = prefixes_[turn].size(), end = begin + given_[turn].size();
+  if (begin == end || answer.logprobs.size() < end) {
+    return absl::InternalError("the server did not report the given answer's log-likelihoods");
+  }
+  const auto tokens = static_cast<double>(end - begin);
+  double nll = 0;
+  int64_t first = 0;
+  for (size_t i = begin; i < end; ++i) {
+    nll -= answer.logprobs[i];
+    first += answer.first_choice[i];
+  }
+  record->answers.push_back(RightAnswer(job_.task->match, prompt_.turns[turn]));
+  record->expected.push_back(absl::StrJoin(prompt_.turns[turn].answers, " | "));
+  record->turn_scores.push_back(static_cast<double>(first) / tokens);
+  if (Turns() && turn == 0) return absl::OkStatus();  // the plain task's question
+  const auto before = static_cast<double>(record->answer_nll_tokens);
+  record->answer_nll = (record->answer_nll * before + nll) / (before + tokens);
+  record->answer_nll_tokens += static_cast<int64_t>(end - begin);
   return absl::OkStatus();
 }
 
@@ -450,53 +490,6 @@ class Queue {
 };
 
 }  // namespace
-
-std::string TaskJob::name() const {
-  return absl::StrCat(task->name, kVariantNames[static_cast<int>(variant)]);
-}
-
-absl::StatusOr<std::vector<TaskJob>> ParseTasks(std::string_view text,
-                                                const std::vector<int64_t>& lengths) {
-  std::vector<TaskJob> jobs;
-  std::set<std::string> named;
-  const auto add = [&](const Task& task, Variant variant) {
-    TaskJob job{&task, variant, 0};
-    if (!named.insert(job.name()).second) return;
-    for (const int64_t length : lengths) {
-      job.length = length;
-      jobs.push_back(job);
-    }
-  };
-  for (const auto piece :
-       absl::StrSplit(absl::string_view(text.data(), text.size()), ',', absl::SkipEmpty())) {
-    const std::string part(piece);
-    const size_t slash = std::min(part.find('/'), part.size());
-    const std::string name = part.substr(0, slash), variant_name = part.substr(slash);
-    const auto variant =
-        std::find(std::begin(kVariantNames), std::end(kVariantNames), variant_name);
-    if (variant == std::end(kVariantNames)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", part, "\": expected /hidden, /forked or /turns after the task"));
-    }
-    const auto chosen = static_cast<Variant>(variant - std::begin(kVariantNames));
-    const bool group = name == "all" || name == "ruler";
-    const Task* const task = FindTask(name);
-    if (!group && task == nullptr) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("no task \"", name, "\"; --list-tasks prints them"));
-    }
-    if (task != nullptr && chosen == Variant::kTurns && !task->further_turns) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", part, "\": ", name, " has one question only"));
-    }
-    for (const Task& each : Tasks()) {
-      const bool wanted = group ? (name == "all" || each.ruler) : &each == task;
-      if (wanted && (chosen != Variant::kTurns || each.further_turns)) add(each, chosen);
-    }
-  }
-  if (jobs.empty()) return absl::InvalidArgumentError("expected at least one task");
-  return jobs;
-}
 
 absl::Status RunTasks(Client* client, const TaskRun& run, RecordFile* records) {
   Queue queue(client, run, records);

@@ -11,32 +11,9 @@
 #include "client/client.h"
 #include "client/eval/policy_spec.h"
 #include "client/eval/record.h"
-#include "client/eval/task.h"
+#include "client/eval/task_job.h"
 
 namespace entropyserve {
-
-// How a task's parts reach the model.
-enum class Variant {
-  kPlain,   // one prompt
-  kHidden,  // text first, read and compressed in a session; the question in its next turn
-  kForked,  // the same, read once per prefill policy with the whole cache kept and forked for every
-            // KV policy, which compresses in the question's turn
-  kTurns,   // one prompt and further questions in the same session; those are scored
-};
-
-struct TaskJob {
-  const Task* task = nullptr;
-  Variant variant = Variant::kPlain;
-  int64_t length = 0;  // prompt, answer's beginning and answer, tokens
-
-  std::string name() const;  // "vt", "vt/hidden"
-};
-
-// "niah_single_1,vt/hidden,ruler": tasks, "ruler" (its eleven) or "all", each with "/hidden",
-// "/forked" or "/turns" or without. INVALID_ARGUMENT: an unknown name, or /turns of a task that has
-// one question.
-absl::StatusOr<std::vector<TaskJob>> ParseTasks(std::string_view text,
-                                                const std::vector<int64_t>& lengths);
 
 struct TaskRun {
   std::vector<TaskJob> jobs;
@@ -44,8 +21,9 @@ struct TaskRun {
   uint64_t seed = 1;
   int prompts = 20;  // of every job
   const Haystack* haystack = nullptr;
-  bool chat = true;      // with the model's chat template
-  int answer_limit = 0;  // most scored tokens of an answer; 0: the task's own
+  bool chat = true;           // with the model's chat template
+  bool give_answers = false;  // the right ones, token by token, and ask how likely they were
+  int answer_limit = 0;       // most scored tokens of an answer; 0: the task's own
   int concurrency = 1;
   std::string server;  // ServerName()
   v1::GetModelResponse model;
