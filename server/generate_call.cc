@@ -52,21 +52,16 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // --- gRPC ---
 
   void OnWriteDone(bool ok) override {
-    bool lost = false, finished = false;
+    bool finished = false;
     {
       MutexLock lock(&mutex_);
       write_in_flight_ = false;
       finished = engine_finished_;
-      lost = !ok;
-      if (lost) reader_gone_ = true;
-      Pump();
+      if (ok) Pump();
     }
-    if (lost) {
-      ReaderLeft(absl::CancelledError("the connection was lost"));
-    } else {
-      if (finished) core_->ExpectReader(this);
-      SyncPause();
-    }
+    if (!ok) return ReaderLeft(absl::CancelledError("the connection was lost"));
+    if (finished) core_->ExpectReader(this);
+    SyncPause();
   }
 
   // The caller cancelled, its deadline passed, or the connection broke.
@@ -156,7 +151,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       return;
     }
     receipt_ = event.receipt;
-    end_status_ = event.status;
+    if (end_status_.ok()) end_status_ = event.status;
     if (!event.status.ok() && outbox_.wants_pause()) {
       // A reader that does not read cannot be told: the status would wait behind its unread events
       // for ever.
@@ -318,11 +313,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     {
       MutexLock lock(&mutex_);
       reader_gone_ = true;
+      if (end_status_.ok()) end_status_ = why;
       outbox_.Clear();
-      const bool keep = keep_on_disconnect_.load() && id_.has_value();
-      if (keep) {
-        end_status_ = why;
-      } else if (cancel_.ok()) {
+      if (!keep_on_disconnect_.load() && cancel_.ok()) {
         cancel_ = why;
         id = id_;
         engine = engine_;

@@ -322,6 +322,24 @@ TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
   EXPECT_EQ(engine_->TokensSent(1), 20);
 }
 
+// Its connection ends while a write waits for it: no call that was cut off counts as answered.
+TEST_F(StreamTest, KeptCallsWhoseConnectionIsLostAreNotOk) {
+  engine_->SetScript({.tokens = 1'000'000, .text_bytes = 4096});
+  v1::Session session;
+  grpc::ClientContext create;
+  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  v1::GenerateRequest request = TextRequest();
+  request.set_session_id(session.id());
+  request.set_keep_on_disconnect(true);
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);  // never read: writes wait
+  FakeEngine::WaitFor([this] { return engine_->IsPaused(1); });
+  context.TryCancel();
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  EXPECT_THAT(metrics_.Render(core_->Gauges()),
+              HasSubstr("code=\"CANCELLED\",method=\"Generate\"} 1\n"));
+}
+
 // --- Slow readers ---
 
 TEST_F(StreamTest, SlowReaderPausesItselfOnly) {

@@ -38,6 +38,7 @@ std::unique_ptr<ServedModel> MakeFakeModel(const std::string& chat_template) {
 
 void ServerFixture::StartServer(ServiceLimits limits, ServerOptions options, bool serve,
                                 Authenticator authenticator) {
+  if (model_ == nullptr) model_ = MakeFakeModel();
   engine_ = static_cast<FakeEngine*>(model_->engine.get());
   core_ = std::make_unique<ServiceCore>(limits, std::move(authenticator), &metrics_, &log_);
   auto server = Server::Start(options, core_.get(), &health_);
@@ -58,6 +59,7 @@ void ServerFixture::TearDown() {
   server_->Shutdown(5);
   EXPECT_EQ(core_->open_calls(), 0);
   server_.reset();
+  model_.reset();  // ends what was kept without a reader; its last event takes the core
   core_.reset();
 }
 
