@@ -104,6 +104,9 @@ struct EngineOptions {
   int64_t session_host_bytes = 0;    // 0: no host tier
   std::string session_dir;           // empty: no files
   int64_t session_dir_bytes = 0;     // 0: no limit but the disk's
+  // Of idle sessions' pages, copied out of the pool in one step: what runs waits for it. 32 MiB are
+  // a few milliseconds.
+  int64_t session_step_bytes = int64_t{32} << 20;
 
   // Of one owner (EngineRequest::owner); 0: no limit.
   int64_t max_owner_queue_tokens = 0;   // prompt tokens in the queue

@@ -75,7 +75,9 @@ void EngineImpl::BeginCompare(CompareRequest request, std::shared_ptr<CompareCha
   }
   compare_ = std::make_unique<CompareJob>(std::move(request), channel, backend_.get(), model_.get(),
                                           pool_.get(), clock_.get());
-  tiers_.MakeRoom(compare_->WorstCasePages(), /*may_drop=*/false);
+  do {
+    tiers_.MakeRoom(compare_->WorstCasePages(), /*may_drop=*/false);
+  } while (tiers_.Advance());
   if (absl::Status status = compare_->Begin(); !status.ok()) EndCompare(channel, status);
 }
 
@@ -97,8 +99,8 @@ void EngineImpl::StepCompare() {
   if (compare_->done()) EndCompare(channel, compare_->Result());
 }
 
-// `channel`: the running comparison's, or that of one which cannot run. By value: the job, which ends
-// here, has one too.
+// `channel`: the running comparison's, or that of one which cannot run. By value: the job, which
+// ends here, has one too.
 void EngineImpl::EndCompare(std::shared_ptr<CompareChannel> channel,
                             absl::StatusOr<CompareResult> result) {
   if (compare_ && compare_->channel() == channel) {

@@ -185,6 +185,7 @@ void EngineImpl::FlushSessions() {
 
 void EngineImpl::WriteSessions() {
   while (tiers_.moving()) {
+    tiers_.Advance();
     tiers_.WaitForIo();
     RunTasks();
   }

@@ -17,7 +17,7 @@ constexpr double kRetrySeconds = 1.0;
 }  // namespace
 
 void EngineImpl::Step() {
-  worked_ = false;
+  worked_ = tiers_.Advance();
   MakeRoomForWaiting();
   StepPlan plan = scheduler_.Next(pool_->available());
   for (uint64_t id : plan.admit) {

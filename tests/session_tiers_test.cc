@@ -288,6 +288,34 @@ TEST(SessionTiersTest, ARequestThatNeedsThePagesMovesIdleSessionsDown) {
   }
 }
 
+// A large session leaves the pool a page a step, while others run; used meanwhile, it stays.
+TEST(SessionTiersTest, ASessionLeavesThePoolOverManySteps) {
+  EngineOptions options = OutOfThePool(1 << 20, "");
+  options.session_step_bytes = 1;
+  auto moves = std::make_shared<Moves>();
+  ManualEngine m(options, kPages, "fake", moves);
+  Conversation talk = Begin(m, "ann", Prompt(1, 600));  // 40 pages
+  const auto moved = [&] {
+    return moves->Count({Tier::kDevice, Tier::kHost, SessionMove::kLimit});
+  };
+  for (int i = 0; i < 20; ++i) m.engine->RunOnce();
+  EXPECT_EQ(moved(), 0);
+  EXPECT_EQ(TierOf(m, talk), Tier::kDevice);
+  EXPECT_EQ(m.engine->Stats().pages_used, 40) << "none of them is free before all are copied";
+  ASSERT_NO_FATAL_FAILURE(Say(m, &talk, {5}));
+  EXPECT_EQ(moves->Count({Tier::kHost, Tier::kDevice, SessionMove::kRestored}), 0);
+  auto beside = Submit(m.engine.get(), TurnRequest({"ann", "", {}}, {7}, 100));
+  for (int i = 0; i < 50; ++i) m.engine->RunOnce();
+  EXPECT_GE(beside->ids.size(), 40u) << "what runs goes on";
+  EXPECT_EQ(moved(), 1);
+  EXPECT_EQ(TierOf(m, talk), Tier::kHost);
+  ASSERT_NO_FATAL_FAILURE(Say(m, &talk, {6}));
+  m.engine->RunOnce();
+  Delete(m, talk);  // on its way again
+  ASSERT_TRUE(RunToEnd(m, *beside));
+  ExpectNothingLeft(m);
+}
+
 TEST(SessionTiersTest, RequestsOfManySessionsThatDoNotFitTogetherAllGetThere) {
   TemporaryFolder folder;
   EngineOptions options;

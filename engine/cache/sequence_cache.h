@@ -88,9 +88,10 @@ class SequenceCache {
   // that is not resident holds no pages; everything but a turn works on it.
   bool resident() const { return resident_; }
   CacheState state() const;
-  // Copies all pages out, in the order of heads: state().pages() * PagePool::page_bytes() bytes.
-  // Rows beyond a head's tokens are zeros: pages keep what their last owner left.
-  void CopyOut(std::byte* out) const;
+  // Copies pages out, `count` from the first on, counted in the order of heads: all of them are
+  // state().pages() * PagePool::page_bytes() bytes. Rows beyond a head's tokens are zeros: pages
+  // keep what their last owner left.
+  void CopyOut(std::byte* out, int64_t first, int64_t count) const;
   // Gives the pages back.
   void PageOut();
   template <typename F>

@@ -1,4 +1,5 @@
 // How a cache's tokens leave the pool and come back, between turns.
+#include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
@@ -31,21 +32,23 @@ CacheState SequenceCache::state() const {
   return state;
 }
 
-void SequenceCache::CopyOut(std::byte* out) const {
+void SequenceCache::CopyOut(std::byte* out, int64_t first, int64_t count) const {
   Check(!in_turn_ && resident_, "only a resident cache between turns can be copied out");
-  std::vector<int32_t> pages;
-  for (const Head& head : heads_) pages.insert(pages.end(), head.pages.begin(), head.pages.end());
-  backend_->CopyPagesOut(out, pool_->kv(), pages);
-  const int64_t page_bytes = pool_->page_bytes();
-  std::byte* page = out;
+  std::vector<int32_t> pages, rows;  // of each page: tokens
+  int64_t at = 0;
   for (const Head& head : heads_) {
-    page += PagesFor(head.past) * page_bytes;
-    const int32_t used = head.past % kPageTokens;
-    if (used == 0) continue;
-    std::byte* part = page - page_bytes;
+    for (size_t i = 0; i < head.pages.size(); ++i, ++at) {
+      if (at < first || at >= first + count) continue;
+      pages.push_back(head.pages[i]);
+      rows.push_back(std::min<int32_t>(kPageTokens, head.past - int32_t(i) * kPageTokens));
+    }
+  }
+  backend_->CopyPagesOut(out, pool_->kv(), pages);
+  for (size_t i = 0; i < pages.size(); ++i) {
+    std::byte* part = out + int64_t(i) * pool_->page_bytes();
     for (const PagePart& p : PageParts(pool_->kv(), 0)) {
       const size_t row = p.bytes / kPageTokens;
-      std::memset(part + used * row, 0, (kPageTokens - used) * row);
+      std::memset(part + rows[i] * row, 0, (kPageTokens - rows[i]) * row);
       part += p.bytes;
     }
   }

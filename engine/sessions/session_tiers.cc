@@ -30,7 +30,8 @@ SessionTiers::SessionTiers(Parts parts)
       observer_(parts.observer),
       store_(parts.store),
       dir_(std::move(parts.dir)),
-      post_(std::move(parts.post)) {
+      post_(std::move(parts.post)),
+      step_bytes_left_(options_.session_step_bytes) {
   if (!dir_) return;
   io_ = std::make_unique<SessionIo>(parts.inline_io);
   AddFiles();
@@ -41,6 +42,7 @@ SessionTiers::SessionTiers(Parts parts)
 void SessionTiers::Use(Session* session) {
   session->busy = true;
   session->writing = 0;  // what is being written will be thrown away
+  Stay(session);
   tally_stale_ = true;
 }
 
@@ -101,6 +103,7 @@ void SessionTiers::Settle(Session* session) {
 }
 
 absl::Status SessionTiers::Remove(Session* session) {
+  Stay(session);
   if (session->tier == SessionTier::kDisk && session->claim == SessionClaim::kNone) {
     if (const absl::Status claim = dir_->Claim(session->id); !claim.ok()) {
       return WithReason(absl::FailedPreconditionError(
@@ -215,6 +218,7 @@ void SessionTiers::EnforceLimits() {
 }
 
 SessionTiers::Result SessionTiers::MoveDown(Session* session, SessionMove why, bool may_drop) {
+  if (leaving_.session) return CopyMore();
   const Result host = HostRoom(session->kv_bytes, may_drop);
   const bool to_disk =
       host != Result::kDone && dir_ && DiskRoom(*session, SessionFileBytes(Record(*session)));
@@ -229,19 +233,49 @@ SessionTiers::Result SessionTiers::MoveDown(Session* session, SessionMove why, b
     Drop(session, SessionMove::kLost, kNoTier);
     return Result::kDone;
   }
-  session->cache->CopyOut(pages->data());
+  leaving_ = {.session = session, .pages = std::move(pages), .why = why, .to_disk = to_disk};
+  return CopyMore();
+}
+
+// As much of what leaves as this step may still copy, at least a page.
+SessionTiers::Result SessionTiers::CopyMore() {
+  const int64_t page_bytes = pool_->page_bytes();
+  const int64_t left = leaving_.pages->size() - leaving_.copied;
+  if (step_bytes_left_ <= 0) return Result::kLater;
+  const int64_t pages =
+      std::min(left / page_bytes, std::max<int64_t>(1, step_bytes_left_ / page_bytes));
+  leaving_.session->cache->CopyOut(leaving_.pages->data() + leaving_.copied,
+                                   leaving_.copied / page_bytes, pages);
+  leaving_.copied += pages * page_bytes;
+  step_bytes_left_ -= pages * page_bytes;
+  if (leaving_.copied < leaving_.pages->size()) return Result::kLater;
+  const Leaving left_pool = std::exchange(leaving_, {});
+  Session* const session = left_pool.session;
   session->cache->PageOut();
-  session->pages = std::move(pages);
+  session->pages = left_pool.pages;
   session->tier = SessionTier::kHost;
   tally_stale_ = true;
-  observer_->OnSessionMove(SessionTier::kDevice, SessionTier::kHost, why);
-  if (to_disk) StartWrite(session);
+  observer_->OnSessionMove(SessionTier::kDevice, SessionTier::kHost, left_pool.why);
+  if (left_pool.to_disk) MoveToDisk(session, /*may_drop=*/true);
   return Result::kDone;
+}
+
+bool SessionTiers::Advance() {
+  step_bytes_left_ = options_.session_step_bytes;
+  if (!leaving_.session) return false;
+  if (CopyMore() == Result::kDone) EnforceLimits();
+  return true;
+}
+
+// It does not leave the pool after all.
+void SessionTiers::Stay(const Session* session) {
+  if (leaving_.session == session) leaving_ = {};
 }
 
 // Whether host memory can take `bytes` more; others may have to leave it first.
 SessionTiers::Result SessionTiers::HostRoom(int64_t bytes, bool may_drop) {
   if (bytes > options_.session_host_bytes) return Result::kNo;
+  if (leaving_.session && !leaving_.to_disk) bytes += leaving_.pages->size();
   while (tally().settled_host + bytes > options_.session_host_bytes) {
     Session* const session = Oldest(SessionTier::kHost);
     if (!session) return Result::kNo;
@@ -333,6 +367,7 @@ bool SessionTiers::BecomeFile(Session* session, const std::string& temporary) {
 
 // An idle session that nobody asked to delete.
 void SessionTiers::Drop(Session* session, SessionMove move, const char* why) {
+  Stay(session);
   tally_stale_ = true;
   if (session->tier == SessionTier::kDisk && !session->lost && !RemoveFile(session)) {
     store_->Erase(std::string(session->id));  // another server's now
@@ -370,6 +405,7 @@ double SessionTiers::SecondsToExpiry() const {
 
 void SessionTiers::WriteAll() {
   if (!dir_) return;
+  leaving_ = {};
   std::vector<Session*> idle;
   for (const auto& [id, session] : store_->all()) {
     if (!session->busy && session->tier != SessionTier::kDisk) idle.push_back(session.get());
@@ -382,7 +418,7 @@ void SessionTiers::WriteAll() {
     std::shared_ptr<HostBuffer> pages = session->pages;
     if (!pages) {
       pages = HostBuffer::Create(record.kv_bytes(), meter_);
-      if (pages) session->cache->CopyOut(pages->data());
+      if (pages) session->cache->CopyOut(pages->data(), 0, record.cache.pages());
     }
     const std::string temporary = dir_->NewTemporaryPath(session->id);
     const bool written =

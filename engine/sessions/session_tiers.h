@@ -2,10 +2,10 @@
 // used longest ago moves down first; what no tier can take is dropped, and its owner is told that
 // it is lost. A session is brought back when a request in it is admitted. Busy sessions never move.
 //
-// Host memory holds what its limit allows and, beyond that, at most kMostInTransit sessions on
-// their way to files, and as many that were read back and wait for pages. Copies between pool and
-// host are made on the engine thread; files are written and read on an I/O thread, whose results
-// come back through `post`.
+// Host memory holds what its limit allows and, beyond that, one session that is copied out, at most
+// kMostInTransit on their way to files, and as many that were read back and wait for pages. Copies
+// between pool and host are made on the engine thread, out of the pool so many bytes a step; files
+// are written and read on an I/O thread, whose results come back through `post`.
 #pragma once
 
 #include <deque>
@@ -77,10 +77,12 @@ class SessionTiers {
   // (retryable).
   absl::StatusOr<Session*> Fork(const std::string& owner, Session* session);
 
+  // At the beginning of a step: the session that is leaving the pool goes on. False: none is.
+  bool Advance();
   // Moves idle sessions out of the pool if that can make `pages` available.
   void MakeRoom(int64_t pages, bool may_drop);
-  // The I/O thread is at work: what does not fit now may fit when it is done.
-  bool moving() const { return writing_ + reading_ > 0; }
+  // What does not fit now may fit when what is on its way has arrived.
+  bool moving() const { return writing_ + reading_ > 0 || leaving_.session; }
   void EnforceLimits();
   void Expire();
   // Seconds until a session may expire; negative: none will.
@@ -104,6 +106,15 @@ class SessionTiers {
     kLater,  // too much is in transit
     kNo,     // no tier can take it, and it may not be dropped
   };
+  // An idle session on its way from the pool to host memory. It is in the pool until all of it is
+  // copied: when it is used or dropped meanwhile, the copy is thrown away.
+  struct Leaving {
+    Session* session = nullptr;  // null: none
+    std::shared_ptr<HostBuffer> pages;
+    int64_t copied = 0;  // bytes
+    SessionMove why = SessionMove::kLimit;
+    bool to_disk = false;
+  };
   struct PendingLoad {
     Session* session;
     std::function<void(absl::Status)> done;
@@ -120,6 +131,8 @@ class SessionTiers {
   Session* Oldest(SessionTier tier);
   int64_t FreeablePages() const;
   Result MoveDown(Session* session, SessionMove why, bool may_drop);
+  Result CopyMore();
+  void Stay(const Session* session);
   Result HostRoom(int64_t bytes, bool may_drop);
   Result MoveToDisk(Session* session, bool may_drop);
   bool DiskRoom(const Session& session, int64_t bytes);
@@ -156,6 +169,8 @@ class SessionTiers {
   const std::function<void(std::function<void()>)> post_;
   const ByteMeter meter_ = std::make_shared<std::atomic<int64_t>>(0);
 
+  Leaving leaving_;
+  int64_t step_bytes_left_;    // that may be copied out before the next step
   int writing_ = 0;            // sessions that the I/O thread writes
   int reading_ = 0;            // and reads
   int loaded_ = 0;             // that were read and have not started yet

@@ -126,7 +126,13 @@ SessionInfo EngineLoad::ReadSession(int64_t context, const PrefillPolicy& prefil
   read.kv = kv;
   read.session_id = session->id;
   Run(read);
-  return *engine().GetSession(kOwner, session->id);
+  return Session(session->id);
+}
+
+SessionInfo EngineLoad::Session(const std::string& session) {
+  auto info = engine().GetSession(kOwner, session);
+  if (!info.ok()) Die(info.status().ToString());
+  return *info;
 }
 
 std::string EngineLoad::Fork(const std::string& session) {

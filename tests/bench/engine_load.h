@@ -71,6 +71,7 @@ class EngineLoad {
   FinishedEvent Run(const EngineRequest& request);
   // A session that has read `context` random tokens.
   SessionInfo ReadSession(int64_t context, const PrefillPolicy& prefill, const KvPolicy& kv);
+  SessionInfo Session(const std::string& session);
   std::string Fork(const std::string& session);
   void Delete(const std::string& session);
 

@@ -10,6 +10,8 @@
 //           Both keep as many tokens; a step costs a fork less where the caches hold shared pages.
 // memory    bytes of a session of `own_context` and of `context` tokens, compressed and not, and
 //           how many a pool of `hold_mib` holds: they are read until one has to go.
+// moves     (when named) a stream's times between tokens while a session of `context` tokens comes
+//           from host memory for a turn and goes back.
 #include <algorithm>
 #include <cstdio>
 #include <string>
@@ -133,7 +135,48 @@ class Bench {
     table.Print("Idle sessions; a pool also needs room for the whole prompt that is read next");
   }
 
+  void Moves() {
+    EngineConfig config = Config();
+    config.options.session_device_bytes = 1;  // idle sessions leave the pool at once
+    config.options.session_host_bytes = int64_t{1} << 38;
+    EngineLoad load(config);
+    Table table(
+        {"moved to and fro", "bytes", "n", "between tokens, ms: median", "99 %", "longest"});
+    const auto row = [&](const std::string& name, int64_t bytes, int64_t n,
+                         const std::vector<double>& gaps) {
+      table.Add({name, absl::StrCat(bytes), absl::StrCat(n), Ms(Quantile(gaps, 0.5)),
+                 Ms(Quantile(gaps, 0.99)), Ms(Quantile(gaps, 1))});
+    };
+    const int64_t tokens = 8 * Int("new_tokens");
+    const auto alone = load.Start(load.Request(8, tokens));
+    if (const FinishedEvent end = alone->Wait(); !end.status.ok()) Die(end.status.ToString());
+    row("nothing", 0, 0, alone->gaps());
+    for (const char* kv : {"latent", "full"}) {
+      const SessionInfo session =
+          load.ReadSession(Int("context"), ParsePolicy(flags_.at("policy")), *KvPreset(kv, "kv"));
+      WaitForHost(load, session.id);
+      const auto stream = load.Start(load.Request(8, tokens));
+      int64_t n = 0;
+      while (load.engine().Stats().running > 0 || load.engine().Stats().waiting > 0 || n == 0) {
+        EngineRequest turn = load.Request(8, 1);
+        turn.session_id = session.id;
+        turn.kv = *KvPreset(kv, "kv");
+        load.Run(turn);
+        WaitForHost(load, session.id);
+        ++n;
+      }
+      if (const FinishedEvent end = stream->Wait(); !end.status.ok()) Die(end.status.ToString());
+      row(kv, session.kv_bytes, n, stream->gaps());
+      load.Delete(session.id);
+    }
+    table.Print(absl::StrCat("A stream beside a session of ", Int("context"), " tokens"));
+  }
+
  private:
+  static void WaitForHost(EngineLoad& load, const std::string& session) {
+    while (load.Session(session).tier != SessionTier::kHost) std::this_thread::yield();
+  }
+
   // Of short requests.
   struct Times {
     std::vector<double> first, gaps;  // seconds
@@ -236,6 +279,8 @@ int Main(int argc, char** argv) {
       bench.Sessions();
     } else if (part == "memory") {
       bench.Memory();
+    } else if (part == "moves") {
+      bench.Moves();
     } else {
       Die("--parts: unknown part " + part);
     }
