@@ -49,10 +49,11 @@ absl::Status CheckRope(const std::string& where, const RopeConfig& rope, int hea
 }  // namespace
 
 absl::Status CheckDimensions(const std::string& where, const std::vector<DimensionField>& fields) {
-  for (const auto& [field, value, limit] : fields) {
+  for (const auto& [field, value, limit, to] : fields) {
     if (value < 1 || value > limit) {
       return Invalid(where, absl::StrCat(field, " is ", value, ", expected 1 to ", limit));
     }
+    if (to != nullptr) *to = int(value);
   }
   return absl::OkStatus();
 }

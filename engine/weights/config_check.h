@@ -10,11 +10,12 @@
 
 namespace entropyserve {
 
-// A dimension as a file gave it. INVALID_ARGUMENT unless 1 <= value <= limit.
+// A dimension as a file gave it: from 1 to `limit`.
 struct DimensionField {
   const char* field;
   int64_t value;
   int64_t limit;
+  int* to = nullptr;  // set when it is valid
 };
 
 // Upper bounds of a dimension: far above any published model, low enough that products of three of
@@ -27,6 +28,7 @@ inline constexpr int64_t kMaxHeadDim = 1024;
 inline constexpr int64_t kMaxVocab = 1 << 24;
 inline constexpr int64_t kMaxContext = INT32_MAX;  // positions are int32
 
+// INVALID_ARGUMENT: one of them is out of its range.
 absl::Status CheckDimensions(const std::string& where, const std::vector<DimensionField>& fields);
 
 // Relations between fields, norm_eps, RoPE numbers and token ids. INVALID_ARGUMENT names the field.

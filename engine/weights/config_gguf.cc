@@ -140,20 +140,22 @@ absl::Status ReadDimensions(const Keys& keys, ModelConfig* config) {
   ASSIGN_OR_RETURN(const int64_t kv_heads, keys.Int("attention.head_count_kv", heads));
   ASSIGN_OR_RETURN(const int64_t context, keys.Int("context_length"));
   ASSIGN_OR_RETURN(const int64_t vocab, VocabularyRows(keys.file()));
-  RETURN_IF_ERROR(CheckDimensions(where, {{"block_count", layers, kMaxLayers},
-                                          {"embedding_length", hidden, kMaxHidden},
-                                          {"feed_forward_length", ffn, kMaxFfn},
-                                          {"attention.head_count", heads, kMaxHeads},
-                                          {"attention.head_count_kv", kv_heads, kMaxHeads},
-                                          {"context_length", context, kMaxContext},
-                                          {"rows of token_embd.weight", vocab, kMaxVocab}}));
+  RETURN_IF_ERROR(
+      CheckDimensions(where, {{"block_count", layers, kMaxLayers, &config->layers},
+                              {"embedding_length", hidden, kMaxHidden, &config->hidden},
+                              {"feed_forward_length", ffn, kMaxFfn, &config->ffn},
+                              {"attention.head_count", heads, kMaxHeads, &config->heads},
+                              {"attention.head_count_kv", kv_heads, kMaxHeads, &config->kv_heads},
+                              {"context_length", context, kMaxContext},
+                              {"rows of token_embd.weight", vocab, kMaxVocab, &config->vocab}}));
   if (!keys.Has("attention.key_length") && hidden % heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat(where, ": embedding_length is not a multiple of attention.head_count, and ",
                      keys.Name("attention.key_length"), " is missing"));
   }
   ASSIGN_OR_RETURN(const int64_t head_dim, keys.Int("attention.key_length", hidden / heads));
-  RETURN_IF_ERROR(CheckDimensions(where, {{"attention.key_length", head_dim, kMaxHeadDim}}));
+  RETURN_IF_ERROR(
+      CheckDimensions(where, {{"attention.key_length", head_dim, kMaxHeadDim, &config->head_dim}}));
   ASSIGN_OR_RETURN(const int64_t value_dim, keys.Int("attention.value_length", head_dim));
   if (value_dim != head_dim) {
     return keys.Unsupported("attention.value_length", "differs from the key length");
@@ -162,13 +164,6 @@ absl::Status ReadDimensions(const Keys& keys, ModelConfig* config) {
   if (rotated != head_dim) {
     return keys.Unsupported("rope.dimension_count", "partial rotary embedding is not supported");
   }
-  config->layers = int(layers);
-  config->hidden = int(hidden);
-  config->ffn = int(ffn);
-  config->heads = int(heads);
-  config->kv_heads = int(kv_heads);
-  config->head_dim = int(head_dim);
-  config->vocab = int(vocab);
   config->context = context;
   return absl::OkStatus();
 }

@@ -170,26 +170,21 @@ absl::Status ReadDimensions(const JsonFields& in, const Family& family, ModelCon
   ASSIGN_OR_RETURN(const int64_t kv_heads, in.Int("num_key_value_heads", heads));
   ASSIGN_OR_RETURN(const int64_t vocab, in.Int("vocab_size"));
   ASSIGN_OR_RETURN(const int64_t context, in.Int("max_position_embeddings"));
-  RETURN_IF_ERROR(CheckDimensions(in.where(), {{"num_hidden_layers", layers, kMaxLayers},
-                                               {"hidden_size", hidden, kMaxHidden},
-                                               {"intermediate_size", ffn, kMaxFfn},
-                                               {"num_attention_heads", heads, kMaxHeads},
-                                               {"num_key_value_heads", kv_heads, kMaxHeads},
-                                               {"vocab_size", vocab, kMaxVocab},
-                                               {"max_position_embeddings", context, kMaxContext}}));
+  RETURN_IF_ERROR(
+      CheckDimensions(in.where(), {{"num_hidden_layers", layers, kMaxLayers, &config->layers},
+                                   {"hidden_size", hidden, kMaxHidden, &config->hidden},
+                                   {"intermediate_size", ffn, kMaxFfn, &config->ffn},
+                                   {"num_attention_heads", heads, kMaxHeads, &config->heads},
+                                   {"num_key_value_heads", kv_heads, kMaxHeads, &config->kv_heads},
+                                   {"vocab_size", vocab, kMaxVocab, &config->vocab},
+                                   {"max_position_embeddings", context, kMaxContext}}));
   if (!in.Has("head_dim") && family.head_dim == 0 && hidden % heads != 0) {
     return in.Invalid("hidden_size", "not a multiple of num_attention_heads, and no head_dim");
   }
   ASSIGN_OR_RETURN(const int64_t head_dim,
                    in.Int("head_dim", family.head_dim != 0 ? family.head_dim : hidden / heads));
-  RETURN_IF_ERROR(CheckDimensions(in.where(), {{"head_dim", head_dim, kMaxHeadDim}}));
-  config->layers = int(layers);
-  config->hidden = int(hidden);
-  config->ffn = int(ffn);
-  config->heads = int(heads);
-  config->kv_heads = int(kv_heads);
-  config->head_dim = int(head_dim);
-  config->vocab = int(vocab);
+  RETURN_IF_ERROR(
+      CheckDimensions(in.where(), {{"head_dim", head_dim, kMaxHeadDim, &config->head_dim}}));
   config->context = context;
   return absl::OkStatus();
 }
