@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "client/request_flags.h"
+#include "client/session_table.h"
 #include "client/terminal.h"
 #include "tests/server_testing.h"
 
@@ -242,6 +243,23 @@ TEST(RequestFlagsTest, FillTheRequest) {
        {"--temperature=warm", "--seed=-1", "--stop-token-ids=1,x", "--top-k=99999999999"}) {
     EXPECT_FALSE(set.Parse({bad}).ok()) << bad;
   }
+}
+
+TEST(SessionTableTest, AlignsAndNamesTiers) {
+  v1::Session session;
+  session.set_id(std::string(32, 'a'));
+  session.set_turns(3);
+  session.set_positions(9000);
+  session.set_kept_tokens(2048);
+  session.set_kv_bytes(3 << 20);
+  session.set_tier(v1::Session::TIER_HOST);
+  session.set_kv_policy("latent");
+  session.set_busy(true);
+  const std::string table = FormatSessions({session, v1::Session()});
+  EXPECT_EQ(std::count(table.begin(), table.end(), '\n'), 3);
+  EXPECT_THAT(table, HasSubstr(std::string(32, 'a') + "      3       9000       2048"));
+  EXPECT_THAT(table, HasSubstr("3.0 MiB host"));
+  EXPECT_THAT(table, HasSubstr("latent  busy"));
 }
 
 }  // namespace
