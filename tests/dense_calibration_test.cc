@@ -52,8 +52,9 @@ TEST_F(DenseCalibrationTest, TheFirstReadingOfALengthIsNotKept) {
 
 TEST_F(DenseCalibrationTest, EndsBeforeALengthThatMightTakeTooLongOrDoesNotFit) {
   // 50 + 50 + 100 seconds; the next might take 400 more.
-  EXPECT_EQ(Measure(1 << 20, 1 << 20, [](int64_t n) { return n / 4096 * 50.0; }).points().size(),
-            2u);
+  EXPECT_EQ(
+      Measure(1 << 20, 1 << 20, [](int64_t n) { return double(n) / 4096 * 50; }).points().size(),
+      2u);
   EXPECT_THAT(tried_, ElementsAre(4096, 4096, 8192));
   const auto fits = [](int64_t n) -> absl::StatusOr<double> {
     if (n > 8192) return absl::ResourceExhaustedError("pages");
