@@ -2,10 +2,16 @@
 #include "client/client.h"
 
 #include <gmock/gmock.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 
+#include <map>
+#include <string>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "client/request_flags.h"
 #include "client/session_table.h"
 #include "client/terminal.h"
@@ -163,6 +169,37 @@ TEST(ClientOptionsTest, FilesAreChecked) {
   options.tls_ca.clear();
   options.tls_cert = "cert";
   EXPECT_EQ(Client::Create(options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// Keeps the headers of the last call.
+class HeaderKeeper final : public v1::EntropyServe::Service {
+ public:
+  grpc::Status GetModel(grpc::ServerContext* context, const v1::GetModelRequest*,
+                        v1::GetModelResponse*) override {
+    headers.clear();
+    for (const auto& [name, value] : context->client_metadata())
+      headers[{name.data(), name.size()}] = {value.data(), value.size()};
+    return grpc::Status::OK;
+  }
+  std::map<std::string, std::string> headers;
+};
+
+TEST(ClientHeadersTest, KeyAndAffinityTravelWithACallWhereTheyAreGiven) {
+  HeaderKeeper keeper;
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  const auto server = builder.RegisterService(&keeper).BuildAndStart();
+  ClientOptions options;
+  options.server = absl::StrCat("127.0.0.1:", port);
+  ASSERT_TRUE((*Client::Create(options))->GetModel().ok());
+  EXPECT_EQ(keeper.headers.count("authorization") + keeper.headers.count("entropyserve-affinity"),
+            0u);
+  options.api_key = "k";
+  options.affinity = "conversation-1";
+  ASSERT_TRUE((*Client::Create(options))->GetModel().ok());
+  EXPECT_EQ(keeper.headers["authorization"], "Bearer k");
+  EXPECT_EQ(keeper.headers["entropyserve-affinity"], "conversation-1");
 }
 
 // --- The command line ---
