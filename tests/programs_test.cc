@@ -9,19 +9,16 @@
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <memory>
 #include <sstream>
-#include <thread>
 
 #include "nlohmann/json.hpp"
+#include "tests/child_process.h"
 
 namespace entropyserve {
 namespace {
@@ -38,76 +35,32 @@ std::string ReadAll(const fs::path& path) {
 }
 
 // A child process with its output in files.
-class Process {
+class Process : public ChildProcess {
  public:
   // `out`, `in`: where standard output goes, and where input comes from, instead.
   Process(const std::string& program, std::vector<std::string> args, const std::string& input = "",
           const std::string& out = "", const std::string& in = "")
-      : out_(out.empty() ? Path("out") : out),
-        err_(Path("err")),
-        in_(in.empty() ? Path("in") : in) {
-    if (in.empty()) std::ofstream(in_) << input;
-    args.insert(args.begin(), program);
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    pid_ = fork();
-    if (pid_ != 0) return;
-    dup2(open(in_.c_str(), O_RDONLY), 0);
-    dup2(open(out_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 1);
-    dup2(open(err_.c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), 2);
-    execv(program.c_str(), argv.data());
-    _exit(127);
-  }
-  ~Process() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    Wait();
-  }
-  Process(const Process&) = delete;
-  Process& operator=(const Process&) = delete;
+      : Process(program, std::move(args),
+                Streams{in.empty() ? NewFile("in", input) : in, out.empty() ? NewFile("out") : out,
+                        NewFile("err")}) {}
 
-  // The exit code; 128 + n for signal n.
-  int Wait() {
-    if (pid_ > 0) {
-      int status = 0;
-      waitpid(pid_, &status, 0);
-      code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-      pid_ = 0;
-    }
-    return code_;
-  }
-  bool Ended() {
-    if (pid_ <= 0) return true;
-    int status = 0;
-    if (waitpid(pid_, &status, WNOHANG) == 0) return false;
-    code_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    pid_ = 0;
-    return true;
-  }
-  void Signal(int signal) const { kill(pid_, signal); }
-  std::string out() const { return ReadAll(out_); }
-  std::string err() const { return ReadAll(err_); }
+  std::string out() const { return ReadAll(streams_.out); }
+  std::string err() const { return ReadAll(streams_.err); }
 
  private:
-  static std::string Path(const char* kind) {
+  Process(const std::string& program, std::vector<std::string> args, const Streams& streams)
+      : ChildProcess(program, std::move(args), streams), streams_(streams) {}
+
+  static std::string NewFile(const char* kind, const std::string& text = "") {
     static int counter = 0;
-    return ::testing::TempDir() + "/programs_test_" + std::to_string(getpid()) + "_" +
-           std::to_string(counter++) + "_" + kind;
+    const std::string path = ::testing::TempDir() + "/programs_test_" + std::to_string(getpid()) +
+                             "_" + std::to_string(counter++) + "_" + kind;
+    std::ofstream(path) << text;
+    return path;
   }
 
-  const std::string out_, err_, in_;
-  pid_t pid_ = 0;
-  int code_ = -1;
+  const Streams streams_;
 };
-
-bool WaitUntil(const std::function<bool()>& condition) {
-  for (int i = 0; i < 6000; ++i) {  // a minute: a broken program, not a slow machine
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return false;
-}
 
 void ExpectOneLine(Process& process, int exit_code, const std::string& part) {
   EXPECT_EQ(process.Wait(), exit_code);

@@ -1,19 +1,13 @@
 #include "tests/drills/server_process.h"
 
-#include <fcntl.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <signal.h>
-#include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <thread>
 
 namespace entropyserve {
 namespace {
@@ -27,48 +21,24 @@ std::string FirstLine(const std::string& path) {
   return line;
 }
 
-int ExitCode(int status) {
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+std::vector<std::string> Args(const std::string& port_file, const std::vector<std::string>& flags) {
+  std::filesystem::remove(port_file);
+  std::vector<std::string> args = {
+      "--model=synthetic:tiny", "--listen=127.0.0.1:0", "--metrics-listen=",
+      "--backend=cpu",          "--threads=1",          "--port-file=" + port_file};
+  args.insert(args.end(), flags.begin(), flags.end());
+  return args;
 }
 
 }  // namespace
 
-bool WaitUntil(const std::function<bool()>& condition) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(2);
-  while (std::chrono::steady_clock::now() < end) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return false;
-}
-
 ServerProcess::ServerProcess(const std::string& program, const std::string& folder,
                              const std::vector<std::string>& flags)
-    : log_(folder + "/server.log") {
-  const std::string port_file = folder + "/port";
-  std::filesystem::remove(port_file);
-  std::vector<std::string> args = {program,
-                                   "--model=synthetic:tiny",
-                                   "--listen=127.0.0.1:0",
-                                   "--metrics-listen=",
-                                   "--backend=cpu",
-                                   "--threads=1",
-                                   "--port-file=" + port_file};
-  args.insert(args.end(), flags.begin(), flags.end());
-  std::vector<char*> argv;
-  for (std::string& arg : args) argv.push_back(arg.data());
-  argv.push_back(nullptr);
-  pid_ = fork();
-  if (pid_ == 0) {
-    const int log = open(log_.c_str(), O_CREAT | O_APPEND | O_WRONLY, 0600);
-    dup2(log, 1);
-    dup2(log, 2);
-    execv(program.c_str(), argv.data());
-    _exit(127);
-  }
+    : ChildProcess(program, Args(folder + "/port", flags),
+                   {"", folder + "/server.log", folder + "/server.log"}) {
   std::string port;
   WaitUntil([&] {
-    port = FirstLine(port_file);
+    port = FirstLine(folder + "/port");
     return !port.empty() || Ended();
   });
   if (!port.empty()) Connect(port);
@@ -76,14 +46,9 @@ ServerProcess::ServerProcess(const std::string& program, const std::string& fold
     return Ended() || State().state() == v1::GetServerResponse::STATE_SERVING;
   });
   if (serving && !Ended()) return;
-  std::fprintf(stderr, "%s does not serve; its log is %s\n", program.c_str(), log_.c_str());
+  std::fprintf(stderr, "%s does not serve; its log is %s/server.log\n", program.c_str(),
+               folder.c_str());
   std::exit(1);
-}
-
-ServerProcess::~ServerProcess() {
-  if (pid_ <= 0) return;
-  Signal(SIGKILL);
-  Wait();
 }
 
 void ServerProcess::Connect(const std::string& port) {
@@ -108,32 +73,11 @@ v1::GetServerResponse ServerProcess::State() {
   return state;
 }
 
-void ServerProcess::Signal(int signal) const { kill(pid_, signal); }
-
 double ServerProcess::CpuSeconds() const {
   clockid_t clock;
   timespec t = {};
-  if (clock_getcpuclockid(pid_, &clock) == 0) clock_gettime(clock, &t);
+  if (clock_getcpuclockid(pid(), &clock) == 0) clock_gettime(clock, &t);
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
-}
-
-int ServerProcess::Wait() {
-  if (pid_ > 0) {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    code_ = ExitCode(status);
-    pid_ = 0;
-  }
-  return code_;
-}
-
-bool ServerProcess::Ended() {
-  int status = 0;
-  if (pid_ > 0 && waitpid(pid_, &status, WNOHANG) != 0) {
-    code_ = ExitCode(status);
-    pid_ = 0;
-  }
-  return pid_ <= 0;
 }
 
 }  // namespace entropyserve
