@@ -13,6 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "client/eval/page.h"
+#include "client/eval/plot.h"
 #include "client/eval/record.h"
 #include "client/eval/report.h"
 #include "client/eval/task_runner.h"
@@ -264,6 +266,28 @@ TEST(EvalReportTest, GivenAnswersArePairedByPrompt) {
   EXPECT_THAT(TaskTable(cells), HasSubstr("+0.500 [+0.500, +0.500]"));
   EXPECT_THAT(TaskTable({cells[0]}), HasSubstr("nats/token"));
   EXPECT_THAT(TaskTable(TaskCells({Record("vt", "x+y", 0, 1)})), Not(HasSubstr("nats/token")));
+}
+
+TEST(EvalPlotTest, DrawsDifferencesOfOneReadingBesideEachOther) {
+  std::vector<TaskRecord> records;
+  for (const char* policy : {"full+full", "full+latent", "full+<snapkv>"}) {
+    for (int i = 0; i < 3; ++i)
+      records.push_back(Record("vt", policy, i, policy[5] == 'f' ? 1 : 0));
+  }
+  const std::string plot = DifferencePlot(TaskCells(records));
+  std::set<std::string> places;
+  for (size_t at = plot.find("<circle"); at != plot.npos; at = plot.find("<circle", at + 1)) {
+    const size_t x = plot.find("cx=", at);
+    places.insert(plot.substr(x, plot.find(' ', x) - x));
+  }
+  EXPECT_EQ(places.size(), 4u);  // with the legend's, although all took 0.125 s
+  EXPECT_THAT(plot, HasSubstr(">-100</text>"));
+  EXPECT_THAT(plot, HasSubstr("&lt;snapkv&gt;, 25 %"));
+  const std::string file = PlotFile(plot);
+  EXPECT_TRUE(file.starts_with("<svg xmlns="));
+  EXPECT_TRUE(file.ends_with("</svg>\n"));
+  EXPECT_EQ(file.find("<figure"), file.npos);
+  EXPECT_EQ(DifferencePlot(TaskCells({Record("vt", "x+y", 0, 1)})), "");
 }
 
 TEST(EvalReportTest, OnlyLikePromptsArePaired) {

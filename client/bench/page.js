@@ -74,13 +74,21 @@ function plot(target, series, options) {
   root.append(svg('text', {x: (LEFT + W - RIGHT) / 2, y: H - 8, 'text-anchor': 'middle'}, options.xTitle),
       svg('text', {x: 14, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
         transform: `rotate(-90 14 ${(TOP + H - BOTTOM) / 2})`}, options.yTitle));
+  const marks = [];  // inside the plot, and none over another
+  const mark = (text, px, py) => {
+    const width = 7 * text.length, left = px + 8 + width > W ? px - 8 - width : px + 8;
+    const free = (y) => !marks.some((m) => Math.abs(m.y - y) < 13 && left < m.left + m.width && m.left < left + width);
+    const top = [py - 7, py + 17, py + 31, py - 21, py - 35].find(free) ?? py - 7;
+    marks.push({left, width, y: top});
+    return svg('text', {x: left, y: top}, text);
+  };
   for (const s of series) {
     root.append(svg('polyline', {points: s.points.map((p) => `${x.at(p[0])},${y.at(p[1])}`).join(' '), fill: 'none',
       stroke: s.colour, 'stroke-width': 2, 'stroke-dasharray': s.dash || '', 'stroke-linejoin': 'round'}));
     for (const p of s.dots ? s.points : []) {
       const dot = svg('circle', {cx: x.at(p[0]), cy: y.at(p[1]), r: 5, fill: s.colour});
       dot.append(svg('title', {}, p[2]));
-      root.append(dot, svg('text', {x: x.at(p[0]) + 8, y: y.at(p[1]) - 7}, p[3]));
+      root.append(dot, mark(p[3], x.at(p[0]), y.at(p[1])));
     }
   }
   target.append(root);

@@ -3,7 +3,6 @@
 
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "client/command.h"
 #include "client/eval/compare_runner.h"
 #include "client/eval/page.h"
+#include "client/eval/plot.h"
 #include "client/eval/policy_spec.h"
 #include "client/eval/record.h"
 #include "client/eval/report.h"
@@ -41,7 +41,8 @@ struct EvalFlags {
   int prompts = 20, concurrency = 1, answer_limit = 0;
   int64_t seed = 1;
   double minutes = 0;
-  bool resume = false, list_tasks = false, sweep = false;
+  std::string svg;
+  bool report = false, resume = false, list_tasks = false, sweep = false;
 };
 
 void AddFlags(FlagSet* set, EvalFlags* flags) {
@@ -88,6 +89,9 @@ void AddFlags(FlagSet* set, EvalFlags* flags) {
   set->Add("resume", &flags->resume,
            "go on where --output ends: measures only what it lacks, reports all of it");
   set->Add("html", &flags->html, "write a page with plots here");
+  set->Add("svg", &flags->svg,
+           "write a picture of score minus full+full against prefill seconds here");
+  set->Add("report", &flags->report, "only report what --output holds; asks no server");
   AddConnectionFlags(set, &flags->connection);
 }
 
@@ -122,8 +126,8 @@ absl::Status CheckFlags(const EvalFlags& flags) {
     return absl::InvalidArgumentError("--decode, --score: expected >= 0 and one of them above");
   }
   if (flags.minutes < 0) return absl::InvalidArgumentError("--minutes: expected >= 0");
-  if (flags.resume && flags.output.empty()) {
-    return absl::InvalidArgumentError("--resume: name the file with --output");
+  if ((flags.resume || flags.report) && flags.output.empty()) {
+    return absl::InvalidArgumentError("--resume, --report: name the file with --output");
   }
   return absl::OkStatus();
 }
@@ -239,14 +243,6 @@ std::vector<std::string> TextNotes() {
       "front: A, S: nothing here diverges less at no more attention, or at no more seconds."};
 }
 
-absl::Status WriteHtml(const std::string& path, const std::string& page) {
-  if (path.empty()) return absl::OkStatus();
-  std::ofstream file(path, std::ios::binary);
-  file << page;
-  file.close();
-  return file ? absl::OkStatus() : absl::NotFoundError(absl::StrCat("--html: cannot write ", path));
-}
-
 // Everything that the file holds, this run's and earlier ones'.
 absl::Status Show(const EvalFlags& flags, const TaskRun& run, const RecordFile& records) {
   const std::vector<TaskCell> tasks = TaskCells(records.task_records());
@@ -263,7 +259,35 @@ absl::Status Show(const EvalFlags& flags, const TaskRun& run, const RecordFile& 
   if (!tasks.empty()) show(TaskTable(tasks), TaskNotes(run.concurrency));
   if (!compares.empty()) show(CompareTable(compares), TextNotes());
   if (tasks.empty() && compares.empty()) std::printf("nothing was measured\n");
-  return WriteHtml(flags.html, EvalPage(run.server, notes, tasks, compares));
+  absl::Status status;
+  if (!flags.html.empty()) {
+    status.Update(WriteFile("html", flags.html, EvalPage(run.server, notes, tasks, compares)));
+  }
+  if (flags.svg.empty()) return status;
+  const std::string plot = DifferencePlot(tasks);
+  if (plot.empty()) {
+    status.Update(absl::InvalidArgumentError(
+        "--svg: two policies are needed, one of them full+full, and tasks"));
+    return status;
+  }
+  status.Update(WriteFile("svg", flags.svg, PlotFile(plot)));
+  return status;
+}
+
+// What earlier runs measured, with the policies and tasks that they had.
+int ReportOnly(const EvalFlags& flags, TaskRun run) {
+  if (const auto there = ReadText(flags.output); !there.ok()) {
+    return ReportUsage(absl::StrCat("--output: ", there.status().message()));
+  }
+  const auto records = RecordFile::Open(flags.output, true, "");
+  if (!records.ok()) return ReportUsage(std::string(records.status().message()));
+  for (const TaskRecord& record : (*records)->task_records()) {
+    run.server = record.server;
+    run.concurrency = record.concurrency;
+  }
+  for (const CompareRecord& record : (*records)->compare_records()) run.server = record.server;
+  const absl::Status shown = Show(flags, run, **records);
+  return shown.ok() ? kExitOk : ReportUsage(std::string(shown.message()));
 }
 
 int RunIt(const EvalFlags& flags, TaskRun* run, Client* client, CancelToken* cancel) {
@@ -302,6 +326,7 @@ int RunEval(const std::vector<std::string>& args) {
   if (!haystack.ok()) return ReportUsage(std::string(haystack.status().message()));
   absl::StatusOr<TaskRun> run = MakeRun(flags, &*haystack);
   if (!run.ok()) return ReportUsage(std::string(run.status().message()));
+  if (flags.report) return ReportOnly(flags, *std::move(run));
   const absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(flags.connection.options);
   if (!client.ok()) return ReportUsage(std::string(client.status().message()));
   InterruptGuard guard(/*terminate=*/true);

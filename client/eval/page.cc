@@ -25,15 +25,10 @@ h1 { font-size: 24px; margin: 0 0 2px; } h2 { font-size: 17px; margin: 0 0 8px; 
 p { margin: 0 0 10px; max-width: 90ch; color: var(--soft); }
 section { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 18px 20px; margin-top: 18px; }
 figure { margin: 0 0 18px; } figcaption { font-weight: 600; margin-bottom: 6px; }
-svg { width: 100%; height: auto; display: block; font-size: 13px; }
-svg text { fill: var(--ink); } svg text.soft { fill: var(--soft); } svg text.strong { font-weight: 600; }
-line { stroke: var(--soft); stroke-width: 2; } line.grid { stroke: var(--line); stroke-width: 1; }
-line.front { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3; } .ring { fill: none; stroke: var(--ink); }
-.c0 { fill: #0072b2; } .c1 { fill: #d55e00; } .c2 { fill: #009e73; } .c3 { fill: #cc79a7; }
-.c4 { fill: #56b4e9; } .c5 { fill: #e69f00; } .c6 { fill: #8c8c8c; } .c7 { fill: #b3a100; }
-.s0 { stroke: #0072b2; } .s1 { stroke: #d55e00; } .s2 { stroke: #009e73; } .s3 { stroke: #cc79a7; }
-.s4 { stroke: #56b4e9; } .s5 { stroke: #e69f00; } .s6 { stroke: #8c8c8c; } .s7 { stroke: #b3a100; }
-.scroll { overflow-x: auto; } pre { font-size: 12.5px; line-height: 1.45; margin: 0; }
+)";
+
+constexpr char kHeadEnd[] =
+    R"(.scroll { overflow-x: auto; } pre { font-size: 12.5px; line-height: 1.45; margin: 0; }
 </style></head><body><main>
 )";
 
@@ -93,6 +88,9 @@ std::string TaskSections(const std::vector<TaskCell>& cells, Series* series) {
                                 {"share of dense attention", true}, score, by_attention),
                     ScatterPlot("Score against seconds", {"prefill, seconds"}, score, by_seconds)));
   }
+  if (const std::string plot = DifferencePlot(cells); !plot.empty()) {
+    out += Section("What it buys", plot);
+  }
   return out + Section("All numbers of the tasks", Table(TaskTable(cells)));
 }
 
@@ -137,11 +135,44 @@ std::string CompareSections(const std::vector<CompareCell>& cells, Series* serie
 
 }  // namespace
 
+std::string DifferencePlot(const std::vector<TaskCell>& cells) {
+  int64_t longest = 0;
+  for (const TaskCell& c : cells) longest = std::max(longest, c.length);
+  const bool pooled = std::any_of(cells.begin(), cells.end(),
+                                  [](const TaskCell& c) { return c.task == kAllTasks; });
+  Series series;
+  std::vector<Dot> dots;
+  int pairs = 0;
+  for (const TaskCell& c : cells) {
+    if (c.length != longest || c.pairs == 0 || (pooled && c.task != kAllTasks)) continue;
+    const std::string prefill = c.policy.substr(0, c.policy.find_first_of(":+"));
+    const bool is_reference = c.policy == kReferencePolicy;
+    pairs = std::max(pairs, c.pairs);
+    dots.push_back(
+        {absl::StrFormat("%s: %+.3f [%+.3f, %+.3f], attention %.1f %%, cache %.1f %%", c.policy,
+                         c.difference, c.difference_interval.low, c.difference_interval.high,
+                         100 * c.attention_share, 100 * c.kv_share),
+         absl::StrFormat("%s, %.0f %%", c.policy.substr(c.policy.find('+') + 1), 100 * c.kv_share),
+         c.prefill_seconds, 100 * c.difference,
+         is_reference ? Interval()
+                      : Interval{100 * c.difference_interval.low, 100 * c.difference_interval.high},
+         series.Of(prefill), absl::StrFormat("%s, %.0f %%", prefill, 100 * c.attention_share),
+         false});
+  }
+  if (dots.size() < 2) return "";
+  return ScatterPlot(
+      absl::StrFormat("Score minus full+full at %d tokens, up to %d prompts a policy, 95 %% "
+                      "intervals; marks: kv policy, cache kept; colours: prefill, attention read",
+                      longest, pairs),
+      {"prefill, seconds"}, {"score minus full+full, points"}, dots);
+}
+
 std::string EvalPage(const std::string& server, const std::vector<std::string>& notes,
                      const std::vector<TaskCell>& tasks, const std::vector<CompareCell>& compares) {
   Series series;
-  std::string out = absl::StrCat(kHead, "<header><h1>What policies cost</h1><p>",
-                                 EscapeMarkup(server), "</p></header>\n");
+  std::string out =
+      absl::StrCat(kHead, kPlotStyle, kHeadEnd, "<header><h1>What policies cost</h1><p>",
+                   EscapeMarkup(server), "</p></header>\n");
   if (!tasks.empty()) out += TaskSections(tasks, &series);
   if (!compares.empty()) out += CompareSections(compares, &series);
   std::string text;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -55,16 +56,20 @@ class Scale {
       for (double t = low_; t <= high_; ++t) ticks_.push_back(std::pow(10, t));
       return;
     }
-    // From 0, with about five labels.
-    low_ = 0;
-    if (!(high_ > 0)) high_ = 1;
-    const double raw = high_ / 5, power = std::pow(10, std::floor(std::log10(raw)));
+    // With 0, and with about five labels.
+    low_ = std::min(low_, 0.0);
+    high_ = std::max(high_, 0.0);
+    if (!(high_ > low_)) high_ = low_ + 1;
+    const double raw = (high_ - low_) / 5, power = std::pow(10, std::floor(std::log10(raw)));
     double step = 10 * power;
     for (const double k : {5.0, 2.0, 1.0}) {
       if (k * power >= raw) step = k * power;
     }
-    high_ = std::ceil(high_ / step - 1e-9) * step;
-    for (double t = 0; t <= high_ * (1 + 1e-9); t += step) ticks_.push_back(t);
+    // Whole steps, so that 0 is exact.
+    const double first = std::floor(low_ / step + 1e-9), last = std::ceil(high_ / step - 1e-9);
+    for (double t = first; t <= last; ++t) ticks_.push_back(t * step);
+    low_ = first * step;
+    high_ = last * step;
   }
 
   double At(double value) const {
@@ -82,7 +87,51 @@ class Scale {
   std::vector<double> ticks_;
 };
 
+// Letters of the style's font at 13 pixels are about so wide.
+constexpr double kLetter = 7.8;
+
+// Moves marks down until none covers another; in the order of `at`, from the top.
+class MarkPlacer {
+ public:
+  // The height of a mark that lies between `begin` and `end` and would best be at `y`.
+  double Place(double begin, double end, double y) {
+    for (const Mark& other : marks_) {
+      if (begin < other.end && other.begin < end) y = std::max(y, other.y + kHeight);
+    }
+    marks_.push_back({begin, end, y});
+    return y;
+  }
+
+ private:
+  static constexpr double kHeight = 14;
+  struct Mark {
+    double begin, end, y;
+  };
+  std::vector<Mark> marks_;
+};
+
 }  // namespace
+
+const char kPlotStyle[] = R"(svg { width: 100%; height: auto; display: block; font-size: 13px; }
+svg text { fill: var(--ink); } svg text.soft { fill: var(--soft); } svg text.strong { font-weight: 600; }
+line { stroke: var(--soft); stroke-width: 2; } line.grid { stroke: var(--line); stroke-width: 1; }
+line.front { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 4 3; } .ring { fill: none; stroke: var(--ink); }
+.c0 { fill: #0072b2; } .c1 { fill: #d55e00; } .c2 { fill: #009e73; } .c3 { fill: #cc79a7; }
+.c4 { fill: #56b4e9; } .c5 { fill: #e69f00; } .c6 { fill: #8c8c8c; } .c7 { fill: #b3a100; }
+.s0 { stroke: #0072b2; } .s1 { stroke: #d55e00; } .s2 { stroke: #009e73; } .s3 { stroke: #cc79a7; }
+.s4 { stroke: #56b4e9; } .s5 { stroke: #e69f00; } .s6 { stroke: #8c8c8c; } .s7 { stroke: #b3a100; }
+)";
+
+std::string PlotFile(const std::string& plot) {
+  const size_t begin = plot.find("<svg"), tag = plot.find('>', begin) + 1;
+  const size_t title = plot.find("<figcaption>") + std::string_view("<figcaption>").size();
+  return absl::StrCat(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\"", plot.substr(begin + 4, tag - begin - 4),
+      "<style>svg { --ink: #1c1d20; --soft: #5d6068; --line: #d9dade; background: #fff; "
+      "font-family: \"DejaVu Sans\", sans-serif; }\n",
+      kPlotStyle, "</style><title>", plot.substr(title, plot.find("</figcaption>") - title),
+      "</title>\n", plot.substr(tag, plot.find("</figure>") - tag), "\n");
+}
 
 std::string EscapeMarkup(const std::string& text) {
   return absl::StrReplaceAll(
@@ -91,7 +140,6 @@ std::string EscapeMarkup(const std::string& text) {
 
 std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
   constexpr double kWidth = 420, kRight = 110, kRow = 19, kTop = 8;
-  constexpr double kLetter = 7.2;  // about the page's font at 13 pixels
   double left = 330;
   for (const DotRow& row : rows) {
     left = std::max(left, kLetter * static_cast<double>(row.label.size()) + 20);
@@ -128,7 +176,7 @@ std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
 
 std::string ScatterPlot(const std::string& title, const Axis& x_axis, const Axis& y_axis,
                         const std::vector<Dot>& dots) {
-  constexpr double kLeft = 74, kTop = 12, kWidth = 600, kHeight = 330, kRight = 150, kBottom = 48;
+  constexpr double kLeft = 74, kTop = 12, kWidth = 600, kHeight = 330, kRight = 240, kBottom = 48;
   std::vector<double> xs, ys;
   for (const Dot& dot : dots) {
     xs.push_back(dot.x);
@@ -162,22 +210,36 @@ std::string ScatterPlot(const std::string& title, const Axis& x_axis, const Axis
     out +=
         Line(x(front[i + 1]->x), y(front[i]->y), x(front[i + 1]->x), y(front[i + 1]->y), "front");
   }
+  MarkPlacer marks;
   std::set<std::string> legends;
   for (const Dot& dot : dots) {
     if (dot.legend.empty() || !legends.insert(dot.legend).second) continue;
     const double at = kTop + 18 * static_cast<double>(legends.size());
     out += Circle(kLeft + kWidth + 20, at - 4, 5, dot.series, dot.legend);
     out += Text(kLeft + kWidth + 32, at, "start", dot.legend);
+    marks.Place(kLeft + kWidth + 20, kLeft + kWidth + kRight, at);
   }
-  for (const Dot& dot : dots) {
-    out += Line(x(dot.x), y(dot.y_interval.low), x(dot.x), y(dot.y_interval.high),
-                absl::StrCat("s", dot.series % kColours).c_str());
-    if (dot.front) {
-      absl::StrAppendFormat(&out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"8\" class=\"ring\"/>\n",
-                            x(dot.x), y(dot.y));
+  std::vector<const Dot*> order;
+  for (const Dot& dot : dots) order.push_back(&dot);
+  std::stable_sort(order.begin(), order.end(),
+                   [](const Dot* a, const Dot* b) { return a->y > b->y; });
+  std::map<int, int> beside;  // dots that are there already, by their place
+  for (const Dot* dot : order) {
+    // To the left: marks stand on the right.
+    const double place = x(dot->x), at = place - 9 * beside[static_cast<int>(place / 8)]++;
+    out += Line(at, y(dot->y_interval.low), at, y(dot->y_interval.high),
+                absl::StrCat("s", dot->series % kColours).c_str());
+    if (dot->front) {
+      absl::StrAppendFormat(&out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"8\" class=\"ring\"/>\n", at,
+                            y(dot->y));
     }
-    out += Circle(x(dot.x), y(dot.y), 5, dot.series, dot.label);
-    if (!dot.mark.empty()) out += Text(x(dot.x) + 10, y(dot.y) - 6, "start", dot.mark, "soft");
+    out += Circle(at, y(dot->y), 5, dot->series, dot->label);
+    if (dot->mark.empty()) continue;
+    const double width = kLetter * static_cast<double>(dot->mark.size());
+    const bool fits = place + 10 + width < kLeft + kWidth + kRight;  // else it would be cut off
+    const double begin = fits ? place + 10 : at - 10 - width;
+    const double height = marks.Place(begin, begin + width, y(dot->y) - 6);
+    out += Text(fits ? begin : at - 10, height, fits ? "start" : "end", dot->mark, "soft");
   }
   return out + "</svg></figure>\n";
 }

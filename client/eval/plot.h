@@ -31,8 +31,15 @@ struct Axis {
   bool percent = false;
   bool logarithmic = false;  // values at or below 0 are drawn at its foot
 };
+// Dots of one x stand side by side, and marks make room for each other.
 std::string ScatterPlot(const std::string& title, const Axis& x, const Axis& y,
                         const std::vector<Dot>& dots);
+
+// A plot's picture as a file of its own, with its title.
+std::string PlotFile(const std::string& plot);
+
+// Colours of plots, for a page's style.
+extern const char kPlotStyle[];
 
 std::string EscapeMarkup(const std::string& text);
 

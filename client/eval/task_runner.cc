@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <map>
 #include <set>
 #include <thread>
 #include <utility>
@@ -348,11 +347,16 @@ absl::Status PromptRun::RunTurns(const PolicySpec& policy, TaskRecord* record) c
 }
 
 absl::Status PromptRun::RunForked(RecordFile* records) const {
-  std::map<std::string, std::vector<const PolicySpec*>> by_prefill;
+  std::vector<std::vector<const PolicySpec*>> by_prefill;
   for (const PolicySpec& policy : run_.policies) {
-    if (!records->Has(KeyOf(NewRecord(policy)))) by_prefill[policy.prefill].push_back(&policy);
+    if (records->Has(KeyOf(NewRecord(policy)))) continue;
+    auto same = std::find_if(by_prefill.begin(), by_prefill.end(), [&policy](const auto& others) {
+      return others[0]->prefill == policy.prefill;
+    });
+    if (same == by_prefill.end()) same = by_prefill.emplace(same);
+    same->push_back(&policy);
   }
-  for (const auto& [prefill, policies] : by_prefill) {
+  for (const std::vector<const PolicySpec*>& policies : by_prefill) {
     v1::Policy whole = policies[0]->policy;
     whole.mutable_kv()->Clear();
     whole.mutable_kv()->set_preset("full");
