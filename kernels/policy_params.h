@@ -51,8 +51,10 @@ struct KvParams {
   Reduce query_reduce = Reduce::kMean;  // how the window's queries combine then
   Pooling pooling = Pooling::kAverage;
   int32_t pool_kernel = 65; // positions, odd: spans as long as a sentence stay whole (docs/quality.md)
+  bool value_norm = false;  // a token's score is weighted by the norm of its value
   bool keep_sinks = true;   // the first 4 tokens always stay
   float adakv_floor = 0.5f; // share of its budget that every head keeps under adakv
+  float layer_slope = 0.0f; // (-1, 1): the first layer's budget is 1 + slope times the mean, the last's 1 - slope
 };
 
 inline constexpr int32_t kSinkTokens = 4;

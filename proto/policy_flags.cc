@@ -55,8 +55,11 @@ constexpr PolicyFlag kKvFlags[] = {
     {"kv-head-reduce", "head_reduce", "mean or max, over the query heads of a kv head"},
     {"kv-pooling", "pooling", "average or max"},
     {"kv-pool-kernel", "pool_kernel", "positions, odd"},
+    {"kv-value-norm", "value_norm", "scores are weighted by the norms of the values"},
     {"kv-keep-sinks", "keep_sinks", "the first 4 tokens always stay"},
     {"kv-adakv-floor", "adakv_floor", "share of its budget that every head keeps under adakv"},
+    {"kv-layer-slope", "layer_slope",
+     "(-1, 1): share of the budget that the first layer gets more, the last less"},
 };
 
 absl::Status SetField(Message* message, const FieldDescriptor* field, std::string_view text) {

@@ -129,8 +129,10 @@ absl::StatusOr<KvPolicy> KvFromProto(const v1::KvPolicy& proto, const KvPolicy& 
     ASSIGN_OR_RETURN(params.head_reduce, ParseReduce(proto.head_reduce(), prefix + ".head_reduce"));
   }
   if (proto.has_pool_kernel()) params.pool_kernel = proto.pool_kernel();
+  if (proto.has_value_norm()) params.value_norm = proto.value_norm();
   if (proto.has_keep_sinks()) params.keep_sinks = proto.keep_sinks();
   if (proto.has_adakv_floor()) params.adakv_floor = proto.adakv_floor();
+  if (proto.has_layer_slope()) params.layer_slope = proto.layer_slope();
   RETURN_IF_ERROR(Validate(policy, prefix));
   return policy;
 }
@@ -166,8 +168,10 @@ void PolicyToProto(const PrefillPolicy& prefill, const KvPolicy& kv, v1::Policy*
   k.set_query_reduce(std::string(Name(kv.params.query_reduce)));
   k.set_head_reduce(std::string(Name(kv.params.head_reduce)));
   k.set_pool_kernel(kv.params.pool_kernel);
+  k.set_value_norm(kv.params.value_norm);
   k.set_keep_sinks(kv.params.keep_sinks);
   k.set_adakv_floor(kv.params.adakv_floor);
+  k.set_layer_slope(kv.params.layer_slope);
 }
 
 absl::StatusOr<EngineRequest> RequestFromProto(const v1::GenerateRequest& proto,

@@ -257,8 +257,10 @@ TEST_F(ContractTest, EveryKvFieldWorksOrIsNamed) {
       {"gap_tokens", {{}, {0, kMaxInt}}},
       {"window_tokens", {}},
       {"pool_kernel", {}},
+      {"value_norm", {}},
       {"keep_sinks", {}},
       {"adakv_floor", {{0, 1}, {}}},
+      {"layer_slope", {{0}, {}}},
   };
   v1::GenerateRequest request = TextRequest();
   v1::KvPolicy* policy = request.mutable_policy()->mutable_kv();

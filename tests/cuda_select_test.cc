@@ -211,18 +211,19 @@ KeptTokens SelectTokens(Side& side, const BatchSeq& seq, const KvParams& kv, int
           side.arena.Get(p.counts, kv_heads)};
 }
 
-// Any group: queries of 7 heads lie across tiles of 64 rows.
+// Any group: queries of 7 heads lie across tiles of 64 rows. Bit 2: norms of values.
 TEST_P(Selection, ReductionsOfHeadsAndQueries) {
   for (const AttentionShape& shape :
        {AttentionShape{1, 14, 2, 64}, AttentionShape{1, 6, 2, 128}, AttentionShape{2, 5, 1, 32}}) {
     for (const KvRule rule : {KvRule::kLatent, KvRule::kAdaKv}) {
-      for (const int reductions : {1, 2, 3}) {
+      for (const int reductions : {1, 2, 3, 4, 7}) {
         SCOPED_TRACE(testing::Message() << "rule " << int(rule) << ", head_dim " << shape.head_dim
                                         << ", reductions " << reductions);
         KvParams kv = Kv(rule);
         kv.window = 32;
         kv.head_reduce = reductions & 1 ? Reduce::kMax : Reduce::kMean;
         kv.query_reduce = reductions & 2 ? Reduce::kMax : Reduce::kMean;
+        kv.value_norm = reductions & 4;
         std::vector<int32_t> past(size_t(shape.kv_heads), 0);
         for (int32_t& length : past) length = int32_t(rng_() % 400);
         const World world(shape, GetParam(), {{.past = past, .before = 900, .window = 32}}, rng_());

@@ -261,6 +261,11 @@ TEST(ValidateKv, EveryBound) {
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = 1.5f; }, "adakv"},
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = -0.5f; }, "adakv"},
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = kNan; }, "adakv"},
+      {"layer_slope", true, [](auto& p) { p.layer_slope = 0.99f; }},
+      {"layer_slope", true, [](auto& p) { p.layer_slope = -0.99f; }},
+      {"layer_slope", false, [](auto& p) { p.layer_slope = 1; }},
+      {"layer_slope", false, [](auto& p) { p.layer_slope = -1; }},
+      {"layer_slope", false, [](auto& p) { p.layer_slope = kNan; }},
   };
   int number = 0;
   for (const KvCase& c : cases) {

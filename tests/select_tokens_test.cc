@@ -11,7 +11,7 @@
 namespace entropyserve {
 namespace {
 
-constexpr double kRounding = 1e-6;  // of scores, which are at most 1
+constexpr double kRounding = 1e-5;  // of scores: at most 1, or about 12 with norms of values
 
 int Pick(std::mt19937& rng, int low, int high) {
   return std::uniform_int_distribution(low, high)(rng);
@@ -50,6 +50,10 @@ std::vector<double> NaiveScores(const LayerInputs& in, const KvParams& kv_params
     }
     Combine(kv_params.query_reduce, of_query, queries, &mass);
   }
+  for (int32_t t = 0; kv_params.value_norm && t < earlier; ++t) {
+    const float* v = in.Value(kv, t);
+    mass[t] *= std::sqrt(std::inner_product(v, v + d, v, 0.0));
+  }
   const int32_t reach = kv_params.pool_kernel / 2;
   for (int32_t t = 0; t < earlier; ++t) {
     double sum = 0, highest = 0;
@@ -83,6 +87,7 @@ Case RandomCase(std::mt19937& rng, KvRule rule) {
   c.kv.window = Pick(rng, 1, 40);
   c.kv.head_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
   c.kv.query_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
+  c.kv.value_norm = Pick(rng, 0, 1);
   c.kv.pooling = Pick(rng, 0, 1) ? Pooling::kAverage : Pooling::kMax;
   c.kv.pool_kernel = 2 * Pick(rng, 0, 40) + 1;
   c.kv.keep_sinks = Pick(rng, 0, 1);
@@ -296,6 +301,29 @@ TEST_F(SelectTokensTest, ReductionsByHand) {
       c.queries = 2;
       PagedLayer paged(c.in, {}, 2, rng_());
       EXPECT_EQ(Select(workers_, paged, c).tokens[0], (std::vector<int32_t>{expected.kept, 4, 5}));
+    }
+  }
+}
+
+// Token 1 has a third of token 0's attention and four times its value's norm.
+TEST_F(SelectTokensTest, ValueNormsWeightScores) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const bool value_norm : {false, true}) {
+      Case c;
+      c.in = RandomInputs(rng_, {.layers = 1, .heads = 1, .kv_heads = 1, .head_dim = 16}, dtype, 4);
+      std::fill(c.in.k[0].begin(), c.in.k[0].end(), 0.0f);
+      std::fill(c.in.q.begin(), c.in.q.end(), 0.0f);
+      std::fill(c.in.v[0].begin(), c.in.v[0].end(), 0.0f);
+      for (int32_t t = 0; t < 4; ++t) c.in.k[0][t * 16 + t] = 1;
+      c.in.q[3 * 16] = RoundTo(dtype, 4 * std::log(3.0f));
+      c.in.v[0][3] = 1;
+      for (int32_t i = 0; i < 16; ++i) c.in.v[0][16 + i] = i % 2 ? -1 : 1;
+      c.kv = {.window = 1, .pool_kernel = 1, .value_norm = value_norm, .keep_sinks = false};
+      c.budget = 2;
+      c.queries = 1;
+      PagedLayer paged(c.in, {}, 1, rng_());
+      EXPECT_EQ(Select(workers_, paged, c).tokens[0],
+                (std::vector<int32_t>{value_norm ? 1 : 0, 3}));
     }
   }
 }

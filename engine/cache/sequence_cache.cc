@@ -29,25 +29,42 @@ int64_t Budget(const KvParams& kv, int64_t positions) {
   return std::max<int64_t>(kv.budget, fraction);
 }
 
+// A layer's budget: on a line over the layers, with `budget` as their mean (PyramidKV, arXiv
+// 2406.02069). No layer gets less than the window and the sinks.
+int64_t LayerBudget(const KvParams& kv, int64_t budget, int layer, int layers) {
+  if (layers < 2) return budget;
+  const double steepest = std::max(0.0, 1 - double(kv.window + kSinkTokens) / double(budget));
+  const double slope = std::clamp(double(kv.layer_slope), -steepest, steepest);
+  // What layer l gets more, layer L - 1 - l gets less, to the token.
+  return budget +
+         std::llround(double(budget) * slope * (layers - 1 - 2 * layer) / double(layers - 1));
+}
+
+int64_t LargestLayerBudget(const KvParams& kv, int64_t budget, int layers) {
+  return LayerBudget(kv, budget, kv.layer_slope < 0 ? layers - 1 : 0, layers);
+}
+
 // Lengths of a turn at worst, in tokens of one head beyond what was cached before it.
 struct TurnLengths {
-  int64_t live = 0;     // turn tokens before compression, or in all when there is none
-  int64_t kept = 0;     // tokens after compression, mean of a layer's heads (0: none)
-  int64_t longest = 0;  // the same of one head: adakv may give one head the whole layer's budget
-  int64_t rest = 0;     // tokens appended after it
+  int64_t live = 0;        // turn tokens before compression, or in all when there is none
+  int64_t kept = 0;        // tokens after compression, mean of all heads (0: none)
+  int64_t kept_layer = 0;  // the same of the layer that keeps most
+  int64_t longest = 0;     // the same of one head: adakv may give one head the whole layer's budget
+  int64_t rest = 0;        // tokens appended after it
 };
 
 struct Before {
   int64_t positions = 0;     // true length before the turn
   int64_t longest_head = 0;  // cached tokens
   bool compressed = false;   // ever
-  int kv_heads = 0;
+  AttentionShape shape;
 };
 
-// A cache is worth compressing when it is longer than its budget; one that was compressed before,
-// when it is longer than 1.5 budgets.
-bool ExceedsBudget(int64_t length, int64_t budget, bool compressed_before) {
-  return compressed_before ? 2 * length > 3 * budget : length > budget;
+// A cache is worth compressing when its longest head is longer than the budget; one that was
+// compressed before, when it is longer than 1.5 of the largest layer's.
+bool ExceedsBudget(const KvParams& kv, const Before& before, int64_t length, int64_t budget) {
+  if (!before.compressed) return length > budget;
+  return 2 * length > 3 * LargestLayerBudget(kv, budget, before.shape.layers);
 }
 
 TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
@@ -59,13 +76,15 @@ TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
   const int64_t most = before.longest_head + plan.prompt + plan.max_new;
   const int64_t budget = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
   const bool shared = plan.kv.rule == KvRule::kAdaKv;
+  const int64_t largest = LargestLayerBudget(plan.kv, budget, before.shape.layers);
   t.kept = std::min(budget, most);
-  t.longest = std::min(shared ? budget * before.kv_heads : budget, most);
+  t.kept_layer = std::min(largest, most);
+  t.longest = std::min(shared ? largest * before.shape.kv_heads : largest, most);
   // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
   // stays shorter until then keeps growing to the end of the turn.
   const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
   if (plan.max_new > gap &&
-      ExceedsBudget(before.longest_head + plan.prompt + gap, budget_then, before.compressed)) {
+      ExceedsBudget(plan.kv, before, before.longest_head + plan.prompt + gap, budget_then)) {
     t.live = plan.prompt + gap;
     t.rest = plan.max_new - gap;
   }
@@ -90,8 +109,7 @@ SequenceCache::~SequenceCache() {
 }
 
 int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
-  const TurnLengths t =
-      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
+  const TurnLengths t = LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_});
   const bool compresses = plan.kv.rule != KvRule::kFull;
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
@@ -103,7 +121,7 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
       std::max(live + copied, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
   // In transit while one layer is gathered: what compression keeps, or a turn that is repacked.
   const int64_t transit =
-      std::max<int64_t>(compresses ? PagesFor(t.kept) + 1 : 0, plan.keep ? live + 1 : 0);
+      std::max<int64_t>(compresses ? PagesFor(t.kept_layer) + 1 : 0, plan.keep ? live + 1 : 0);
   return heads_total() * per_head + shape_.kv_heads * transit;
 }
 
@@ -129,8 +147,7 @@ absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
   turn_begin_position_ = position_;
 
   const int n = heads_total();
-  const TurnLengths t =
-      LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_.kv_heads});
+  const TurnLengths t = LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_});
   for (Head& head : heads_) head.base = 0;
   max_pages_ = int32_t(TablePages(t.live + t.rest, t.longest));
   scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
@@ -227,6 +244,10 @@ void SequenceCache::EndPrefill() { ReleaseAll(&bounds_); }
 
 int64_t SequenceCache::ResolveBudget(const KvParams& kv) const { return Budget(kv, position_); }
 
+int64_t SequenceCache::ResolveBudget(const KvParams& kv, int layer) const {
+  return LayerBudget(kv, ResolveBudget(kv), layer, shape_.layers);
+}
+
 int64_t SequenceCache::MaxLength() const {
   int64_t longest = 0;
   for (const Head& head : heads_) longest = std::max(longest, Length(head));
@@ -241,7 +262,8 @@ double SequenceCache::MeanLength() const {
 
 bool SequenceCache::WantsCompression(const KvParams& kv) const {
   return kv.rule != KvRule::kFull &&
-         ExceedsBudget(MaxLength(), ResolveBudget(kv), ever_compressed_);
+         ExceedsBudget(kv, {position_, MaxLength(), ever_compressed_, shape_}, MaxLength(),
+                       ResolveBudget(kv));
 }
 
 void SequenceCache::Compress(const KvParams& kv) {
@@ -249,7 +271,9 @@ void SequenceCache::Compress(const KvParams& kv) {
   const int64_t budget = ResolveBudget(kv);
   if (MaxLength() <= budget) return;
   const int64_t kv_heads = shape_.kv_heads;
-  int64_t capacity = std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? budget * kv_heads : budget);
+  const int64_t largest = LargestLayerBudget(kv, budget, shape_.layers);
+  const int64_t capacity =
+      std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? largest * kv_heads : largest);
   Check(capacity <= scratch_capacity_, "compaction scratch");
   int32_t* const counts = scratch_.data();
   int32_t* const indices = counts + kv_heads;
@@ -263,7 +287,7 @@ void SequenceCache::Compress(const KvParams& kv) {
                             .shape = shape_,
                             .layer = layer,
                             .kv = kv,
-                            .budget = int32_t(budget),
+                            .budget = int32_t(ResolveBudget(kv, layer)),
                             .window_queries = int32_t(std::min<int64_t>(kv.window, turn_tokens)),
                             .indices = indices,
                             .counts = counts,
@@ -290,7 +314,8 @@ void SequenceCache::Compress(const KvParams& kv) {
   }
   // The turn's last compression may keep more: a fraction grows with the positions.
   const int64_t last_budget = Budget(kv, turn_begin_position_ + plan_.prompt + plan_.max_new);
-  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_budget) + 1) : 0;
+  const int64_t last_largest = LargestLayerBudget(kv, last_budget, shape_.layers);
+  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_largest) + 1) : 0;
   SetReservation(std::min(reservation_, need - held + transit));
   UploadAll();
 }

@@ -232,6 +232,8 @@ absl::Status Validate(const KvPolicy& policy, std::string_view field) {
   fields.Must(p.pool_kernel >= 1 && p.pool_kernel <= kMaxPoolKernel && p.pool_kernel % 2 == 1,
               "pool_kernel", absl::StrCat("odd and between 1 and ", kMaxPoolKernel), p.pool_kernel);
   fields.Share("adakv_floor", p.adakv_floor);
+  fields.Must(p.layer_slope > -1 && p.layer_slope < 1, "layer_slope", "above -1 and below 1",
+              p.layer_slope);
   RETURN_IF_ERROR(fields.status());
   if (p.rule == KvRule::kFull) return absl::OkStatus();
   fields.Contradiction(p.budget < p.window + kSinkTokens, "budget_tokens",

@@ -67,8 +67,22 @@ void LoadWindow(const SelectTokensParams& p, const HeadScores& h, SelectScratch&
   }
 }
 
+// mass[t] *= |v[t]|: dropping a token changes the output by at most p |v| (arXiv 2502.03805).
+void WeightByValues(const SelectTokensParams& p, const HeadView& head, std::vector<float>* mass) {
+  const int64_t d = p.shape.head_dim;
+  std::vector<float> values(kPageTokens * d);
+  float* at = mass->data();
+  ForRows(head, 0, int32_t(mass->size()), [&](int64_t row, int32_t n) {
+    LoadVectors(p.pool, p.pool.v, row, n, values.data());
+    for (const float* v = values.data(); v < values.data() + n * d; v += d) {
+      *at++ *= std::sqrt(std::inner_product(v, v + d, v, 0.0f));
+    }
+  });
+}
+
 // Attention mass of the window's queries on every earlier token, combined over the group's heads,
-// then over queries, and pooled over neighbours among the earlier tokens.
+// then over queries, weighted by values if asked, and pooled over neighbours among the earlier
+// tokens.
 void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
   SelectScratch s;
   std::vector<float> mass(h->earlier, 0.0f);
@@ -87,6 +101,7 @@ void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
                                .query_reduce = p.kv.query_reduce};
     ExactResult result{.mass = mass.data()};
     AttendExactly(queries, matmul, s.attend, &result);
+    if (p.kv.value_norm) WeightByValues(p, h->head, &mass);
   }
   kPoolings[int(p.kv.pooling)](mass, p.kv.pool_kernel, h->score);
   for (float& x : h->score) {

@@ -79,6 +79,27 @@ __global__ void __launch_bounds__(kThreads) WindowKernel(TokenParams p) {
   }
 }
 
+// mass[t] *= |v[t]|. A warp per earlier token. Grid: (tokens / warps, kv_heads).
+template <typename T>
+__global__ void __launch_bounds__(kThreads) ValueNormKernel(TokenParams p) {
+  const int32_t kv_head = blockIdx.y, lane = threadIdx.x % 32;
+  const int32_t i = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
+  if (i >= LengthsOf(p, kv_head).earlier) return;
+  const HeadView view = ViewHead(p.seq, p.shape.kv_heads, p.layer, kv_head);
+  const int32_t dim = p.shape.head_dim;
+  const T* v = static_cast<const T*>(p.pool_v) + view.Row(i) * dim;
+  float sum = 0;
+  for (int32_t c = lane * 8; c < dim; c += 32 * 8) {
+    float x[8];
+    Load8(v + c, x);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) sum += x[e] * x[e];
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
+  if (lane == 0) p.mass[kv_head * p.stride + i] *= sqrtf(sum);
+}
+
 // Mean or maximum over pool_kernel neighbours among the earlier tokens, zeros beyond the ends.
 // Grid: (tokens, kv_heads).
 __global__ void __launch_bounds__(kThreads) PoolKernel(TokenParams p) {
@@ -287,6 +308,14 @@ void RunSelectTokens(const SelectTokensParams& op, void* scratch, size_t scratch
       mass.head_reduce = p.kv.head_reduce;
       mass.query_reduce = p.kv.query_reduce;
       LaunchMass(mass, stream);
+    }
+    if (op.kv.value_norm) {
+      const dim3 warps(unsigned(CeilDiv<int64_t>(tokens, kThreads / 32)), kv_heads);
+      if (p.dtype == DType::kF32) {
+        ValueNormKernel<float><<<warps, kThreads, 0, stream>>>(p);
+      } else {
+        ValueNormKernel<bf16><<<warps, kThreads, 0, stream>>>(p);
+      }
     }
     const dim3 grid(unsigned(CeilDiv<int64_t>(tokens, kThreads)), kv_heads);
     PoolKernel<<<grid, kThreads, 0, stream>>>(p);
