@@ -224,12 +224,13 @@ void EngineImpl::AfterPrefill(Sequence* s) {
 
 void EngineImpl::CompressIfWanted(Sequence* s) {
   if (!s->cache->WantsCompression(s->request.kv.params)) return;
-  s->receipt.kv_bytes_before = s->cache->kv_bytes();
+  const int64_t before = s->cache->kv_bytes();
   const TimePoint begin = clock_->Now();
   s->cache->Compress(s->request.kv.params);
   s->receipt.kv_bytes_after = s->cache->kv_bytes();
-  observer_->OnCompress(Seconds(begin, clock_->Now()), s->receipt.kv_bytes_before,
-                        s->receipt.kv_bytes_after);
+  observer_->OnCompress(Seconds(begin, clock_->Now()), before, s->receipt.kv_bytes_after);
+  // A long answer is compressed again when its session is parked: the receipt spans both.
+  if (!s->receipt.compressed) s->receipt.kv_bytes_before = before;
   s->receipt.compressed = true;
   if (!s->trace) return;
   s->trace->kept_positions.clear();

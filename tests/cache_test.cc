@@ -345,6 +345,27 @@ TEST(SequenceCacheTest, CompressionReturnsItsSurplusAtOnce) {
   EXPECT_EQ(cache->kv_bytes(), kHeads * fixture.pool().page_bytes());
 }
 
+// One head may hold far more than the budget: what counts is what all hold.
+TEST(SequenceCacheTest, AnUnevenCacheIsNotCompressedAgain) {
+  Fixture fixture;
+  std::mt19937 random(13);
+  auto cache = fixture.NewCache();
+  Reference reference;
+  KvParams kv{.rule = KvRule::kAdaKv, .budget = 40, .gap = 4, .window = 4, .adakv_floor = 0};
+  ASSERT_TRUE(
+      cache
+          ->BeginTurn(
+              {.prompt = 600, .max_new = 8, .prefill = {.full = true}, .kv = kv, .keep = true})
+          .ok());
+  fixture.Write(cache.get(), &reference, 1, 600, &random);
+  cache->EndPrefill();
+  fixture.Write(cache.get(), &reference, 1, kv.gap, &random);
+  ASSERT_TRUE(cache->WantsCompression(kv));
+  cache->Compress(kv);
+  ASSERT_GT(2 * cache->MaxLength(), 3 * kv.budget) << "nothing uneven to look at";
+  EXPECT_FALSE(cache->WantsCompression(kv));
+}
+
 // Compressed after the gap and again at the end, when the fraction's budget has grown.
 TEST(SequenceCacheTest, AGrowingBudgetStaysWithinTheReservation) {
   Fixture fixture;

@@ -114,18 +114,18 @@ INSTANTIATE_TEST_SUITE_P(All, FewRows, testing::Values(DType::kBF16, DType::kE4M
                          [](const auto& info) { return std::string(Name(info.param)); });
 
 TEST_P(FewRows, AgreesWithTheCpu) {
-  for (int64_t rows = 1; rows <= cuda::kFewRows + 2; ++rows) {
+  const int64_t few = cuda::FewRows(GetParam());
+  for (int64_t rows = 1; rows <= few + 2; ++rows) {
     for (int i = 0; i < 6; ++i) {
       Case c = RandomCase(rng_, GetParam());
       // cuBLASLt's 8-bit products come in these sizes.
-      if (rows > cuda::kFewRows)
-        c.n = CeilDiv<int64_t>(c.n, 16) * 16, c.k = CeilDiv<int64_t>(c.k, 16) * 16;
+      if (rows > few) c.n = CeilDiv<int64_t>(c.n, 16) * 16, c.k = CeilDiv<int64_t>(c.k, 16) * 16;
       SCOPED_TRACE(testing::Message()
                    << rows << " x " << c.n << " x " << c.k << ", to " << Name(c.out_dtype)
                    << ", bias " << c.with_bias << ", accumulate " << c.accumulate);
       const LinearCase linear(rng_, c, rows);
       const bool ours = cuda::IsFewRowsLinear(linear.Params(rows));
-      EXPECT_EQ(ours, rows <= cuda::kFewRows);
+      EXPECT_EQ(ours, rows <= few);
       if (!ours && c.dtype == DType::kE4M3 && !Cuda().HasFastE4M3()) continue;
       // Ours sums in f32, cuBLASLt's 8-bit products keep about 14 bits.
       const double tolerance = ours && c.out_dtype == DType::kF32 ? 1e-4 : 1e-2;
@@ -140,10 +140,11 @@ TEST_P(FewRows, RowsDoNotKnowOfEachOther) {
   for (int i = 0; i < 4; ++i) {
     const Case c = RandomCase(rng_, GetParam());
     SCOPED_TRACE(testing::Message() << c.n << " x " << c.k);
-    LinearCase linear(rng_, c, cuda::kFewRows);
-    const std::vector<float> all = linear.Run(Cuda(), 0, cuda::kFewRows);
+    const int64_t few = cuda::FewRows(GetParam());
+    LinearCase linear(rng_, c, few);
+    const std::vector<float> all = linear.Run(Cuda(), 0, few);
     linear.Spoil(kSpoiled);
-    for (int64_t rows = 1; rows <= cuda::kFewRows; ++rows) {
+    for (int64_t rows = 1; rows <= few; ++rows) {
       const std::vector<float> some = linear.Run(Cuda(), 0, rows);
       const std::vector<float> last = linear.Run(Cuda(), rows - 1, 1);
       const auto row = [&](const std::vector<float>& from, int64_t r) {

@@ -473,6 +473,17 @@ TEST_F(EngineTest, CompressedSessionsStayWithinTheirBudget) {
   EXPECT_EQ(model_->corruptions(), 0);
 }
 
+TEST_F(EngineTest, TheReceiptSpansBothCompressionsOfALongAnswer) {
+  Start();
+  EngineRequest r = Request(Prompt(3, 1500), 200);
+  r.session_id = engine_->CreateSession("")->id;
+  r.kv = *KvPreset("latent", "test");
+  r.kv.params.budget = 100;
+  const FinishedEvent end = Run(std::move(r))->Wait();
+  ASSERT_TRUE(end.receipt.compressed);
+  EXPECT_GE(end.receipt.kv_bytes_before, 7 * end.receipt.kv_bytes_after);
+}
+
 TEST_F(EngineTest, ParkedSessionsThatHoldTheMemoryDoNotBlockTheQueue) {
   Start({}, 313);
   const std::string id = engine_->CreateSession("")->id;

@@ -24,6 +24,10 @@ constexpr double kBF16Tolerance = 2e-2;
 // mean square), rounding both factors by 3.7 %. Four layers of four products in a row, of random
 // weights, add that up to 3.7 % * sqrt(16) = 15 %.
 constexpr double kE4M3Tolerance = 0.2;
+// The same 8-bit model by two kernels: a GPU sums a decode step's products in f32, a prompt's on
+// tensor cores that keep 14 bits, and a last bit moves some of the next 8-bit roundings. Measured
+// on an H200: 0.07.
+constexpr double kE4M3KernelTolerance = 0.15;
 
 struct Golden {
   std::vector<int32_t> tokens;
@@ -227,7 +231,8 @@ TEST_F(E4M3ModelTest, ChunkedBatchedAndDecodedIsWhole) {
   const auto out = RunStep(&model, {{&a, 72}, {&b, 40}}, /*last=*/2);
   EXPECT_LT(NormError(out[0], rows(198, 200)), kBF16Tolerance);
   EXPECT_LT(NormError(out[1], rows(38, 40)), kBF16Tolerance);
-  EXPECT_LT(NormError(Decode(&model, &a, tokens[200]), rows(200, 201)), kBF16Tolerance);
+  EXPECT_LT(NormError(Decode(&model, &a, tokens[200]), rows(200, 201)),
+            TestBackend() == "cuda" ? kE4M3KernelTolerance : kBF16Tolerance);
 }
 
 TEST(E4M3ModelLoad, RefusesShapesThatTensorCoresCannotRead) {

@@ -56,15 +56,17 @@ struct TurnLengths {
 struct Before {
   int64_t positions = 0;     // true length before the turn
   int64_t longest_head = 0;  // cached tokens
+  int64_t mean_head = 0;     // cached tokens, rounded down
   bool compressed = false;   // ever
   AttentionShape shape;
 };
 
-// A cache is worth compressing when its longest head is longer than the budget; one that was
-// compressed before, when it is longer than 1.5 of the largest layer's.
-bool ExceedsBudget(const KvParams& kv, const Before& before, int64_t length, int64_t budget) {
-  if (!before.compressed) return length > budget;
-  return 2 * length > 3 * LargestLayerBudget(kv, budget, before.shape.layers);
+// A cache is worth compressing when its heads, `appended` tokens later, are longer than the budget;
+// one that was compressed before, when they are longer than 1.5 budgets. In the mean: adakv may
+// give one head what the others of its layer do without.
+bool ExceedsBudget(const Before& before, int64_t appended, int64_t budget) {
+  const int64_t length = before.mean_head + appended;
+  return before.compressed ? 2 * length > 3 * budget : length > budget;
 }
 
 TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
@@ -83,8 +85,7 @@ TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
   // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
   // stays shorter until then keeps growing to the end of the turn.
   const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
-  if (plan.max_new > gap &&
-      ExceedsBudget(plan.kv, before, before.longest_head + plan.prompt + gap, budget_then)) {
+  if (plan.max_new > gap && ExceedsBudget(before, plan.prompt + gap, budget_then)) {
     t.live = plan.prompt + gap;
     t.rest = plan.max_new - gap;
   }
@@ -109,7 +110,8 @@ SequenceCache::~SequenceCache() {
 }
 
 int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
-  const TurnLengths t = LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_});
+  const TurnLengths t =
+      LengthsOf(plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_});
   const bool compresses = plan.kv.rule != KvRule::kFull;
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
@@ -147,7 +149,8 @@ absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
   turn_begin_position_ = position_;
 
   const int n = heads_total();
-  const TurnLengths t = LengthsOf(plan, {position_, MaxLength(), ever_compressed_, shape_});
+  const TurnLengths t =
+      LengthsOf(plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_});
   for (Head& head : heads_) head.base = 0;
   max_pages_ = int32_t(TablePages(t.live + t.rest, t.longest));
   scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
@@ -262,7 +265,7 @@ double SequenceCache::MeanLength() const {
 
 bool SequenceCache::WantsCompression(const KvParams& kv) const {
   return kv.rule != KvRule::kFull &&
-         ExceedsBudget(kv, {position_, MaxLength(), ever_compressed_, shape_}, MaxLength(),
+         ExceedsBudget({position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_}, 0,
                        ResolveBudget(kv));
 }
 

@@ -71,8 +71,8 @@ class SequenceCache {
   int64_t ResolveBudget(const KvParams& kv, int layer) const;
   // The longest head's length.
   int64_t MaxLength() const;
-  // Whether `kv` would drop anything worth the work: longer than the budget, or than 1.5 budgets
-  // once it has been compressed.
+  // Whether `kv` would drop anything worth the work: heads longer than the budget in the mean, or
+  // than 1.5 budgets once they have been compressed.
   bool WantsCompression(const KvParams& kv) const;
   // Keeps what `kv` chooses by the last window's queries; frees the rest at once.
   void Compress(const KvParams& kv);

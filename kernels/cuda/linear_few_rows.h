@@ -7,12 +7,14 @@
 
 namespace entropyserve::cuda {
 
-// Up to this many rows our kernel takes a linear, if it has its types; more rows are cuBLASLt's.
+// Up to this many rows our kernel takes a linear; more rows are cuBLASLt's. Measured:
+// docs/performance.md.
 inline constexpr int64_t kFewRows = 16;
+constexpr int64_t FewRows(DType weights) { return weights == DType::kE4M3 ? kFewRows : 8; }
 
 // What decides between the two. Rows of x and w are read 16 bytes at a time.
 inline bool IsFewRowsLinear(const LinearParams& p) {
-  return p.rows <= kFewRows && p.w.dtype != DType::kF32 &&
+  return p.rows <= FewRows(p.w.dtype) && p.w.dtype != DType::kF32 &&
          p.w.cols * int64_t(SizeOf(p.w.dtype)) % 16 == 0;
 }
 
