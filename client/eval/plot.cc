@@ -56,6 +56,7 @@ class Scale {
       for (double t = low_; t <= high_; ++t) ticks_.push_back(std::pow(10, t));
       return;
     }
+    constexpr double kBeyond = 0.01;  // of a step: 100.01 % belong at 100 %
     // With 0, and with about five labels.
     low_ = std::min(low_, 0.0);
     high_ = std::max(high_, 0.0);
@@ -63,10 +64,10 @@ class Scale {
     const double raw = (high_ - low_) / 5, power = std::pow(10, std::floor(std::log10(raw)));
     double step = 10 * power;
     for (const double k : {5.0, 2.0, 1.0}) {
-      if (k * power >= raw) step = k * power;
+      if (k * power >= raw * (1 - kBeyond)) step = k * power;
     }
     // Whole steps, so that 0 is exact.
-    const double first = std::floor(low_ / step + 1e-9), last = std::ceil(high_ / step - 1e-9);
+    const double first = std::floor(low_ / step + 1e-9), last = std::ceil(high_ / step - kBeyond);
     for (double t = first; t <= last; ++t) ticks_.push_back(t * step);
     low_ = first * step;
     high_ = last * step;
@@ -176,7 +177,7 @@ std::string DotPlot(const std::string& title, const std::vector<DotRow>& rows) {
 
 std::string ScatterPlot(const std::string& title, const Axis& x_axis, const Axis& y_axis,
                         const std::vector<Dot>& dots) {
-  constexpr double kLeft = 74, kTop = 12, kWidth = 600, kHeight = 330, kRight = 240, kBottom = 48;
+  constexpr double kLeft = 84, kTop = 12, kWidth = 600, kHeight = 330, kRight = 240, kBottom = 48;
   std::vector<double> xs, ys;
   for (const Dot& dot : dots) {
     xs.push_back(dot.x);
@@ -225,8 +226,10 @@ std::string ScatterPlot(const std::string& title, const Axis& x_axis, const Axis
                    [](const Dot* a, const Dot* b) { return a->y > b->y; });
   std::map<int, int> beside;  // dots that are there already, by their place
   for (const Dot* dot : order) {
-    // To the left: marks stand on the right.
-    const double place = x(dot->x), at = place - 9 * beside[static_cast<int>(place / 8)]++;
+    // To the left: marks stand on the right. Without marks there are many, and their places count.
+    const double place = x(dot->x);
+    const int others = dot->mark.empty() ? 0 : beside[static_cast<int>(place / 8)]++;
+    const double at = place - 9 * others;
     out += Line(at, y(dot->y_interval.low), at, y(dot->y_interval.high),
                 absl::StrCat("s", dot->series % kColours).c_str());
     if (dot->front) {

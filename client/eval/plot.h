@@ -31,7 +31,7 @@ struct Axis {
   bool percent = false;
   bool logarithmic = false;  // values at or below 0 are drawn at its foot
 };
-// Dots of one x stand side by side, and marks make room for each other.
+// Dots of one x that have marks stand side by side, and marks make room for each other.
 std::string ScatterPlot(const std::string& title, const Axis& x, const Axis& y,
                         const std::vector<Dot>& dots);
 
