@@ -396,7 +396,12 @@ absl::Status PromptRun::AskInFork(const PolicySpec& policy, const std::string& r
                                   TaskRecord* record) const {
   ASSIGN_OR_RETURN(const v1::Session fork, client_->ForkSession(read, run_.call));
   const ScopedSession session(client_, fork.id());
-  return Ask(0, prompt_.turns[0].question, policy.policy, session.id(), record);
+  // A question is shorter than any dense prefix: dense under every policy, and entropy_paper takes
+  // no second turn.
+  v1::Policy asking = policy.policy;
+  asking.mutable_prefill()->Clear();
+  asking.mutable_prefill()->set_preset("full");
+  return Ask(0, prompt_.turns[0].question, asking, session.id(), record);
 }
 
 absl::Status PromptRun::Finish(TaskRecord record, RecordFile* records) const {
