@@ -31,7 +31,7 @@ using Buckets = Histogram::BucketBoundaries;
 
 // Seconds of whole phases. A short question on a GPU answers in tens of milliseconds, 1M tokens on
 // a CPU take most of an hour.
-const Buckets kPhaseSeconds = {0.05, 0.2, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 320, 2560};
+const Buckets kPhaseSeconds = {0.05, 0.2, 0.5, 1, 2.5, 5, 10, 20, 80, 320, 2560};
 const Buckets kInterTokenSeconds = {0.0025, 0.005, 0.01, 0.02, 0.03, 0.05,
                                     0.1,    0.2,   0.5,  1,    2.5,  10};
 const Buckets kStepSeconds = {0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60};
