@@ -226,7 +226,8 @@ TEST(EvalPlotTest, PutsDotsWhereTheirValuesAre) {
   EXPECT_THAT(rows, HasSubstr("<circle cx=\"540.0\""));
   EXPECT_THAT(rows, HasSubstr("x1=\"435.0\""));
   EXPECT_THAT(rows, HasSubstr("x2=\"645.0\""));
-  // Logarithmic, 0.01 to 1 over 330 from the foot at 342: 0.1 is half way, 0 at the foot.
+  // x: 0 to 1 over 600 from 84. y: logarithmic, 0.01 to 1 over 330 from the foot at 342: 0.1 is
+  // half way, 0 at the foot.
   const Axis x = {"x", true}, y = {"y", false, true};
   std::vector<Dot> dots(3);
   dots[0].x = 0.5;
@@ -239,10 +240,10 @@ TEST(EvalPlotTest, PutsDotsWhereTheirValuesAre) {
   dots[2].y_interval = {0.1, 0.1};
   dots[0].front = dots[1].front = true;
   const std::string plot = ScatterPlot("t", x, y, dots);
-  EXPECT_THAT(plot, HasSubstr("<circle cx=\"374.0\" cy=\"177.0\" r=\"5\""));
-  EXPECT_THAT(plot, HasSubstr("<circle cx=\"674.0\" cy=\"342.0\" r=\"5\""));
+  EXPECT_THAT(plot, HasSubstr("<circle cx=\"384.0\" cy=\"177.0\" r=\"5\""));
+  EXPECT_THAT(plot, HasSubstr("<circle cx=\"684.0\" cy=\"342.0\" r=\"5\""));
   EXPECT_THAT(plot,
-              HasSubstr("x1=\"374.0\" y1=\"177.0\" x2=\"674.0\" y2=\"177.0\" class=\"front\""));
+              HasSubstr("x1=\"384.0\" y1=\"177.0\" x2=\"684.0\" y2=\"177.0\" class=\"front\""));
   EXPECT_THAT(plot, HasSubstr(">100 %<"));
   EXPECT_THAT(ScatterPlot("none", x, y, {}), HasSubstr("</svg>"));
 }
