@@ -111,6 +111,7 @@ struct EngineOptions {
   // Of one owner (EngineRequest::owner); 0: no limit.
   int64_t max_owner_queue_tokens = 0;   // prompt tokens in the queue
   int64_t max_owner_requests = 0;       // queued and running
+  int64_t max_owner_sessions = 0;       // in all tiers
   int64_t max_owner_session_bytes = 0;  // KV bytes of its sessions, in all tiers
   // A request whose deadline lies before its estimated first token is refused at once, unless the
   // engine is idle: DEADLINE_EXCEEDED when its own prompt takes too long, RESOURCE_EXHAUSTED (to be

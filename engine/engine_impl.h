@@ -84,7 +84,7 @@ class EngineImpl final : public Engine {
   void PublishStats();
 
   // Engine thread: sessions (engine_sessions.cc).
-  int64_t SessionBytes(const std::string& owner);
+  SessionLoad LoadOf(const std::string& owner);
   absl::StatusOr<Session*> FindIdle(const std::string& owner, const std::string& id);
   absl::Status UseSession(Sequence* sequence);
   void AfterLoad(RequestId id, Session* session, const absl::Status& loaded);

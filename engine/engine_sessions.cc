@@ -9,7 +9,7 @@ namespace entropyserve {
 
 absl::StatusOr<SessionInfo> EngineImpl::CreateSession(const std::string& owner) {
   return Marked(Call<absl::StatusOr<NewSession>>([&]() -> absl::StatusOr<NewSession> {
-    RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(owner)));
+    RETURN_IF_ERROR(CheckSessionQuota(options_, LoadOf(owner), /*another=*/true));
     ASSIGN_OR_RETURN(Session * session,
                      sessions_.Create(owner, std::make_unique<SequenceCache>(
                                                  backend_.get(), pool_.get(), model_->shape())));
@@ -53,7 +53,7 @@ absl::StatusOr<SessionInfo> EngineImpl::ForkSession(const std::string& owner,
   using Made = absl::StatusOr<NewSession>;
   return Marked(CallLater<Made>([this, owner, id](std::function<void(Made)> done) {
     absl::StatusOr<Session*> session = FindIdle(owner, id);
-    if (absl::Status quota = CheckSessionQuota(options_, SessionBytes(owner));
+    if (absl::Status quota = CheckSessionQuota(options_, LoadOf(owner), /*another=*/true);
         session.ok() && !quota.ok()) {
       session = quota;
     }
@@ -112,13 +112,15 @@ absl::Status EngineImpl::DeleteSession(const std::string& owner, const std::stri
   });
 }
 
-// Bytes that an owner's sessions hold, for its quota.
-int64_t EngineImpl::SessionBytes(const std::string& owner) {
-  if (options_.max_owner_session_bytes == 0) return 0;
-  int64_t bytes = 0;
-  for (const Session* session : sessions_.List(owner))
-    bytes += sessions_.Describe(*session).kv_bytes;
-  return bytes;
+// An owner's sessions, for its quotas.
+SessionLoad EngineImpl::LoadOf(const std::string& owner) {
+  SessionLoad load;
+  if (options_.max_owner_sessions == 0 && options_.max_owner_session_bytes == 0) return load;
+  for (const Session* session : sessions_.List(owner)) {
+    ++load.sessions;
+    load.bytes += sessions_.Describe(*session).kv_bytes;
+  }
+  return load;
 }
 
 absl::StatusOr<Session*> EngineImpl::FindIdle(const std::string& owner, const std::string& id) {
@@ -137,7 +139,7 @@ absl::Status EngineImpl::UseSession(Sequence* s) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy.prefill: ", r.prefill.name, " works in a session's first turn only"));
   }
-  RETURN_IF_ERROR(CheckSessionQuota(options_, SessionBytes(r.owner)));
+  RETURN_IF_ERROR(CheckSessionQuota(options_, LoadOf(r.owner), /*another=*/false));
   tiers_.Use(session);
   s->session = session;
   if (session->tier != SessionTier::kDisk) return absl::OkStatus();

@@ -50,15 +50,24 @@ void OwnerQuotas::Finished(const std::string& owner) {
   if (--found->second.requests == 0) loads_.erase(found);
 }
 
-absl::Status CheckSessionQuota(const EngineOptions& options, int64_t bytes) {
-  if (options.max_owner_session_bytes == 0 || bytes < options.max_owner_session_bytes)
-    return absl::OkStatus();
+absl::Status CheckSessionQuota(const EngineOptions& options, const SessionLoad& load,
+                               bool another) {
   constexpr double kRetrySeconds = 5.0;  // sessions end by the caller's doing, or by idle time
-  return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                            "the caller's quota of session memory is used up: its sessions hold ",
-                            bytes, " bytes of KV cache, ", options.max_owner_session_bytes,
-                            " may be (--max-key-session-bytes); delete some of them")),
-                        kRetrySeconds);
+  if (another && options.max_owner_sessions > 0 && load.sessions >= options.max_owner_sessions) {
+    return WithRetryAfter(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the caller's quota of sessions is used up: it has ", load.sessions, ", ",
+            options.max_owner_sessions, " may be (--max-key-sessions); delete some of them")),
+        kRetrySeconds);
+  }
+  if (options.max_owner_session_bytes > 0 && load.bytes >= options.max_owner_session_bytes) {
+    return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                              "the caller's quota of session memory is used up: its sessions hold ",
+                              load.bytes, " bytes of KV cache, ", options.max_owner_session_bytes,
+                              " may be (--max-key-session-bytes); delete some of them")),
+                          kRetrySeconds);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace entropyserve

@@ -38,7 +38,13 @@ class OwnerQuotas {
   std::map<std::string, Load> loads_;
 };
 
-// The same for what an owner's sessions hold. OK when `bytes` is below the limit.
-absl::Status CheckSessionQuota(const EngineOptions& options, int64_t bytes);
+// What an owner's sessions are and hold, in all tiers.
+struct SessionLoad {
+  int64_t sessions = 0;
+  int64_t bytes = 0;  // KV
+};
+// The same for them. `another`: a session is about to be made, otherwise one is about to grow. OK
+// when what there is lies below the limits.
+absl::Status CheckSessionQuota(const EngineOptions& options, const SessionLoad& load, bool another);
 
 }  // namespace entropyserve

@@ -88,6 +88,7 @@ void AddQueueFlags(FlagSet* set, ServerFlags* flags) {
            "requests queued and running; 0: no limit of its own");
   set->Add("max-key-queue-tokens", &flags->max_key_queue_tokens,
            "prompt tokens waiting for the engine; 0: the same");
+  set->Add("max-key-sessions", &flags->max_key_sessions, "sessions, in all tiers; 0: the same");
   set->AddBytes("max-key-session-bytes", &flags->max_key_session_bytes,
                 "KV cache of its sessions; 0: the same");
   set->Add("max-key-streams", &flags->max_key_streams,
@@ -187,6 +188,7 @@ absl::Status ValidateCounts(const ServerFlags& flags) {
       {"kv-bytes", static_cast<double>(flags.kv_bytes)},
       {"max-key-requests", static_cast<double>(flags.max_key_requests)},
       {"max-key-queue-tokens", static_cast<double>(flags.max_key_queue_tokens)},
+      {"max-key-sessions", static_cast<double>(flags.max_key_sessions)},
       {"max-key-session-bytes", static_cast<double>(flags.max_key_session_bytes)},
       {"max-key-streams", static_cast<double>(flags.max_key_streams)},
       {"max-context", static_cast<double>(flags.max_context)}};

@@ -53,6 +53,7 @@ struct ServerFlags {
   int max_sequences = 64;
   int64_t max_key_requests = 0;
   int64_t max_key_queue_tokens = 0;
+  int64_t max_key_sessions = 0;
   int64_t max_key_session_bytes = 0;
   int64_t max_key_streams = 0;
   bool refuse_late_requests = false;

@@ -25,6 +25,7 @@ EngineConfig ToEngineConfig(const ServerFlags& flags) {
   config.options.max_queue_tokens = flags.max_queue_tokens;
   config.options.max_owner_requests = flags.max_key_requests;
   config.options.max_owner_queue_tokens = flags.max_key_queue_tokens;
+  config.options.max_owner_sessions = flags.max_key_sessions;
   config.options.max_owner_session_bytes = flags.max_key_session_bytes;
   config.options.refuse_late = flags.refuse_late_requests;
   config.options.step_tokens = flags.step_tokens;

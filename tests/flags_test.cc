@@ -173,6 +173,7 @@ TEST(ServerFlagsTest, WrongValuesNameTheFlag) {
       {{"--model=m", "--threads=-1"}, "--threads:"},
       {{"--model=m", "--max-key-requests=-1"}, "--max-key-requests:"},
       {{"--model=m", "--max-key-queue-tokens=-1"}, "--max-key-queue-tokens:"},
+      {{"--model=m", "--max-key-sessions=-1"}, "--max-key-sessions:"},
       {{"--model=m", "--max-key-session-bytes=-1"}, "--max-key-session-bytes:"},
       {{"--model=m", "--max-key-streams=-1"}, "--max-key-streams:"},
       {{"--model=m", "--session-ttl-seconds=0.5"}, "--session-ttl-seconds:"},

@@ -104,6 +104,22 @@ TEST_F(QuotaTest, ARefusedRequestLeavesTheQuota) {
   }
 }
 
+TEST_F(QuotaTest, AnOwnerHasAsManySessionsAsItMay) {
+  Start({.max_owner_sessions = 2});
+  const std::string first = engine().CreateSession("ann")->id;
+  EXPECT_TRUE(engine().ForkSession("ann", first).ok());
+  ExpectQuota(engine().CreateSession("ann").status(), "--max-key-sessions");
+  ExpectQuota(engine().ForkSession("ann", first).status(), "--max-key-sessions");
+  EngineRequest turn = Request("ann", 20);
+  turn.session_id = first;
+  EXPECT_TRUE(Submit(std::move(turn)).ok());
+  RunAll();
+  EXPECT_TRUE(sinks_.back()->finished->status.ok()) << "those it has go on";
+  EXPECT_TRUE(engine().CreateSession("bob").ok());
+  EXPECT_TRUE(engine().DeleteSession("ann", first).ok());
+  EXPECT_TRUE(engine().CreateSession("ann").ok());
+}
+
 TEST_F(QuotaTest, SessionsOfOneOwnerHoldWhatTheyMay) {
   Start({.max_owner_session_bytes = 1});
   const std::string ann = engine().CreateSession("ann")->id,

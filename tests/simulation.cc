@@ -83,6 +83,7 @@ class Simulation {
     o.max_sessions = Between(3, 12);
     if (Chance(20)) o.max_owner_requests = Between(1, 8);
     if (Chance(20)) o.max_owner_queue_tokens = Between(100, 1000);
+    if (Chance(20)) o.max_owner_sessions = Between(1, 6);
     if (Chance(20)) o.max_owner_session_bytes = Between(1, 400) << 10;
     o.refuse_late = Chance(30);
     if (Chance(70)) o.session_host_bytes = Between(10, 2000) << 10;
