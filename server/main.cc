@@ -232,6 +232,7 @@ class Program {
     core_->AbortAll(absl::UnavailableError("the server shut down before the answer was complete"));
     model_->engine->Drain(Clock::now() + std::chrono::seconds(1));
     server_->Shutdown(1);
+    TellOfRefusedConnections();
     log_.Info("stopped");
   }
 
