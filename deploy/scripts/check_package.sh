@@ -18,7 +18,7 @@ env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin unshare --mount --pid --fork --mount-p
   chroot "$root" /bin/bash -euo pipefail <<'END'
 cd /opt/entropyserve
 for program in bin/*; do
-  case $program in */gpu_check | */soak | *.py) continue ;; esac
+  case $program in */gpu_check | */load_gpu | */eval_gpu | */soak | *.sh | *.py) continue ;; esac
   if ldd "$program" | grep 'not found'; then
     echo "$program misses the libraries above" >&2
     exit 1

@@ -15,36 +15,14 @@ question=${QUESTION:-Summarize this license in one paragraph.}
 read -r -a flags <<<"${FLAGS:---prefill-dense-prefix=1024 --prefill-base=1024 --kv-budget=1024}"
 if [[ -z $model ]]; then model=$(deploy/scripts/fetch_demo_model.sh); fi
 
-work=$(mktemp -d)
-server=
-finish() {
-  if [[ -n $server ]]; then
-    kill "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-  fi
-  rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
-
-build/bin/entropyserve --model="$model" --listen=127.0.0.1:0 --metrics-listen= \
-  --port-file="$work/port" 2>"$work/log" &
-server=$!
-
-# Listening is not ready: the weights are read after the port is known.
-until grep -q ' ready\b' "$work/log"; do
-  if ! kill -0 "$server" 2>/dev/null; then
-    cat "$work/log" >&2
-    echo "demo.sh: the server did not start" >&2
-    exit 1
-  fi
-  sleep 0.1
-done
+# shellcheck source=deploy/scripts/serve.sh
+. deploy/scripts/serve.sh
+start_server build/bin "$work/log" --model="$model"
 
 echo "Document: $document ($(wc -c <"$document") bytes)"
 echo "Question: $question"
 echo "Flags:    ${flags[*]}"
 echo
-build/bin/entropyserve-client generate --server="127.0.0.1:$(cat "$work/port")" \
+build/bin/entropyserve-client generate --server="$address" \
   --file="$document" --progress=on --temperature=0 --max-new-tokens=128 \
   "${flags[@]}" "$question"

@@ -22,31 +22,11 @@ policies=${POLICIES:-full+full,full+latent:budget=1024,entropy:$small+full,entro
 tasks=${TASKS:-niah_single_2,niah_single_3,niah_multikey_1,niah_multikey_2,niah_multivalue,niah_multiquery,vt,cwe,fwe,qa_facts,kv_retrieval,niah_multikey_1/hidden,kv_retrieval/turns}
 mkdir -p "$out"
 
-work=$(mktemp -d)
-server=
-# shellcheck disable=SC2317  # by the trap
-finish() {
-  if [[ -n $server ]]; then
-    kill "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-  fi
-  rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
-
+# shellcheck source=deploy/scripts/serve.sh
+. "$(dirname "$0")/serve.sh"
 read -r -a server_flags <<<"${SERVER_FLAGS:-}"
-"$bin/entropyserve" --model="$model" --listen=127.0.0.1:0 --metrics-listen= --allow-compare \
-  --port-file="$work/port" "${server_flags[@]}" 2>"$work/log" &
-server=$!
-until grep -q ' ready\b' "$work/log"; do
-  if ! kill -0 "$server" 2>/dev/null; then
-    cat "$work/log" >&2
-    echo "eval_gpu.sh: the server did not start" >&2
-    exit 1
-  fi
-  sleep 0.2
-done
+find_cublaslt
+start_server "$bin" "$work/log" --model="$model" --allow-compare "${server_flags[@]}"
 
 haystack=()
 if [[ -n $text ]]; then
@@ -65,7 +45,7 @@ run() {
   local part=$1 part_minutes=$2
   shift 2
   echo "== $part" >&2
-  "$bin/entropyserve-client" eval --server="127.0.0.1:$(cat "$work/port")" --lengths="$lengths" \
+  "$bin/entropyserve-client" eval --server="$address" --lengths="$lengths" \
     --minutes="$part_minutes" --output="$out/$part.jsonl" --resume --html="$out/$part.html" "$@" \
     | tee "$out/$part.txt" || status=1
 }

@@ -28,11 +28,9 @@ memcheck=${MEMCHECK:-'*'}
 read -r -a flags <<<"${FLAGS:-}"
 table=() failed=0
 
-# cuBLASLt is loaded by name: where the loader does not know it, a toolkit or a Python package may have it.
-if ! ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13'; then
-  cublaslt=$(find -L /usr/local/cuda*/ /opt /usr/lib/python3* -name libcublasLt.so.13 2>/dev/null | head -n 1 || true)
-  if [[ -n $cublaslt ]]; then export LD_LIBRARY_PATH=$(dirname "$cublaslt"):${LD_LIBRARY_PATH:-}; fi
-fi
+# shellcheck source=deploy/scripts/serve.sh
+. "$here/serve.sh"
+find_cublaslt
 
 # run NAME LIMIT COMMAND...: the limit in seconds.
 run() {

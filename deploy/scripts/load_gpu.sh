@@ -24,43 +24,17 @@ read -r -a bench_flags <<<"${BENCH_FLAGS:-}"
 end=$((SECONDS + $(awk -v m="${MINUTES:-5}" 'BEGIN {print int(60 * m)}')))
 mkdir -p "$out"
 
-# cuBLASLt is loaded by name: where the loader does not know it, a toolkit or a Python package may have it.
-if ! ldconfig -p 2>/dev/null | grep -q 'libcublasLt\.so\.13'; then
-  cublaslt=$(find -L /usr/local/cuda*/ /opt /usr/lib/python3* -name libcublasLt.so.13 2>/dev/null | head -n 1 || true)
-  if [[ -n $cublaslt ]]; then export LD_LIBRARY_PATH=${cublaslt%/*}:${LD_LIBRARY_PATH:-}; fi
-fi
-
 tokens() { numfmt --from=iec "$1"; }
 longest=0
 for length in "${lengths[@]}"; do
   if (($(tokens "$length") > longest)); then longest=$(tokens "$length"); fi
 done
 
-work=$(mktemp -d)
-server=
-# shellcheck disable=SC2317  # by the trap
-finish() {
-  if [[ -n $server ]]; then
-    kill "$server" 2>/dev/null || true
-    wait "$server" 2>/dev/null || true
-  fi
-  rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
-
-"$bin/entropyserve" --model="${MODEL:-synthetic:llama-3.1-8b}" --backend="${BACKEND:-cuda}" --max-context="$longest" \
-  --kv-bytes="${KV_BYTES:-0}" --listen=127.0.0.1:0 --metrics-listen= --drain-seconds=1 --port-file="$work/port" \
-  "${server_flags[@]}" 2>"$out/server.log" &
-server=$!
-until grep -q ' ready\b' "$out/server.log"; do
-  if ! kill -0 "$server" 2>/dev/null; then
-    cat "$out/server.log" >&2
-    echo "load_gpu: the server did not start" >&2
-    exit 1
-  fi
-  sleep 0.2
-done
+# shellcheck source=deploy/scripts/serve.sh
+. "$here/serve.sh"
+find_cublaslt
+start_server "$bin" "$out/server.log" --model="${MODEL:-synthetic:llama-3.1-8b}" --backend="${BACKEND:-cuda}" \
+  --max-context="$longest" --kv-bytes="${KV_BYTES:-0}" --drain-seconds=1 "${server_flags[@]}"
 
 # bench UNTIL LENGTH FLAG...: an interrupted run reports what it has.
 bench() {
@@ -68,7 +42,7 @@ bench() {
   shift 2
   if ((limit < 1)); then limit=1; fi  # 0 is none
   timeout --signal=INT --kill-after=20 "$limit" "$bin/entropyserve-client" bench \
-    --server="127.0.0.1:$(cat "$work/port")" --input-len=$(($(tokens "$length") - answer)) --output-len="$answer" \
+    --server="$address" --input-len=$(($(tokens "$length") - answer)) --output-len="$answer" \
     --policies="$policies" "$@" "${bench_flags[@]}" || result=$?
   if ((result == 124)); then echo "load_gpu: $length was cut off" >&2; else return "$result"; fi
 }

@@ -89,6 +89,7 @@ if [[ $BACKEND == cuda ]]; then
   cp tests/bench/torch_attention_bench.py "$root/bin/"
 fi
 for script in load_gpu eval_gpu; do cp "deploy/scripts/$script.sh" "$root/bin/$script"; done
+cp deploy/scripts/serve.sh "$root/bin/"
 cp -r tests/golden/{models,policy,entropy_reference} "$root/share/golden/"
 cp -r --parents proto/entropyserve "$root/share/"
 cp LICENSE CHANGELOG.md "$root/"
