@@ -179,11 +179,11 @@ __global__ void __launch_bounds__(kThreads, 2) LinearFewRowsKernel(LinearParams 
 template <DType kType>
 void Run(const LinearParams& p, cudaStream_t stream) {
   const unsigned blocks = unsigned(CeilDiv<int64_t>(p.w.rows, kOutputs));
-  if (p.rows <= kTileRows) {
-    LaunchEarly(LinearFewRowsKernel<kType, 1>, blocks, kThreads, stream, p);
-  } else {
-    LaunchEarly(LinearFewRowsKernel<kType, 2>, blocks, kThreads, stream, p);
+  if constexpr (FewRows(kType) > kTileRows) {
+    if (p.rows > kTileRows)
+      return LaunchEarly(LinearFewRowsKernel<kType, 2>, blocks, kThreads, stream, p);
   }
+  LaunchEarly(LinearFewRowsKernel<kType, 1>, blocks, kThreads, stream, p);
 }
 static_assert(kFewRows <= 2 * kTileRows);
 
