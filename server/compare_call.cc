@@ -89,6 +89,8 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     RETURN_IF_ERROR(core_->CheckAccepting());
     RETURN_IF_ERROR(core_->Open(this, owner_));
     deadline_ = core_->Deadline(context_->deadline());
+    patience_ = std::chrono::duration_cast<Clock::duration>(
+        std::chrono::duration<double>(core_->limits().unread_seconds));
     request_ = request;
     return core_->lanes().PostCompare(static_cast<int64_t>(request.Length()),
                                       [self = shared_from_this()] { self->Run(); });
@@ -133,13 +135,20 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                   [this](auto positions) { return Send(positions); });
   }
 
-  // Waits for the reader. False: the call is over.
+  // Waits for the reader, for unread_seconds in all: other comparisons wait for this one, and other
+  // requests for its two caches. False: the call is over.
   bool Send(std::span<const ComparePosition> positions) {
     MutexLock lock(&mutex_);
     while (unsent_bytes_ >= limit() && stop_.ok()) {
-      const auto left = deadline_ - Clock::now();
-      if (left <= left.zero() || !room_.WaitFor(&mutex_, left)) {
-        stop_ = absl::DeadlineExceededError("the deadline passed; the answer was not read");
+      const Clock::time_point begin = Clock::now();
+      const Clock::duration left = std::min(deadline_ - begin, patience_);
+      if (left > left.zero()) {
+        room_.WaitFor(&mutex_, left);
+        patience_ -= Clock::now() - begin;
+      } else {
+        stop_ = patience_ > left
+                    ? absl::DeadlineExceededError("the deadline passed; the answer was not read")
+                    : absl::CancelledError("the answer was not read");
       }
     }
     if (!stop_.ok()) return false;
@@ -203,6 +212,7 @@ class CompareCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::string owner_;
   Clock::time_point deadline_;
   grpc::ByteBuffer request_;  // then the lane's
+  Clock::duration patience_;  // then the lane's: how much longer it waits for the reader
 
   Mutex mutex_;
   CondVar room_;  // unsent_bytes_ fell, or stop_ is set

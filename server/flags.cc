@@ -61,7 +61,8 @@ void AddNetworkFlags(FlagSet* set, ServerFlags* flags) {
   set->Add("max-deadline-seconds", &flags->max_deadline_seconds,
            "longer deadlines are cut to this");
   set->Add("unread-seconds", &flags->unread_seconds,
-           "cut off a call whose reader takes nothing of its finished answer for this time");
+           "cut off a call whose reader takes nothing of its finished answer for this time, and a "
+           "comparison that has waited for its reader for so long in all");
   set->Add("keepalive-seconds", &flags->keepalive_seconds,
            "ping a silent connection after this time");
   set->Add("keepalive-timeout-seconds", &flags->keepalive_timeout_seconds,

@@ -26,7 +26,7 @@ struct ServiceLimits {
   int64_t max_owner_streams = 0;  // of one caller; 0: no limit
   double default_deadline_seconds = 3600;
   double max_deadline_seconds = 24 * 3600;
-  double unread_seconds = 60;  // a finished answer may wait for its reader
+  double unread_seconds = 60;  // a finished answer, or a comparison, may wait for its reader
   int64_t short_prompt_bytes = 64 << 10;
   int64_t short_lane_bytes = int64_t{16} << 20;
   int64_t long_lane_bytes = int64_t{128} << 20;

@@ -145,6 +145,23 @@ TEST_F(CompareCallTest, AReaderThatDoesNotReadHoldsTheEngineBackAndNobodyElse) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
+TEST_F(CompareCallTest, AReaderThatStopsIsCutOffAndTheNextComparisonRuns) {
+  Start({.unread_seconds = 0.05, .outbox_bytes = 4096});
+  const auto own_connection = NewStub();
+  grpc::ClientContext stopped_context, next_context;
+  stopped_context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(2));
+  const auto stopped = own_connection->Compare(&stopped_context, Request(1'000'000));
+  FakeEngine::WaitFor([&] { return engine_->Compares().size() == 1; });
+  next_context.set_deadline(std::chrono::system_clock::now() + std::chrono::minutes(1));
+  const Result next = Compare(Request(100), &next_context);
+  EXPECT_TRUE(next.status.ok()) << next.status.error_message();
+  EXPECT_EQ(next.positions(), 99);
+  EXPECT_LT(engine_->Compared(), 500'000) << "the engine ran ahead of the reader";
+  v1::CompareEvent event;
+  while (stopped->Read(&event)) EXPECT_FALSE(event.has_summary());
+  EXPECT_EQ(stopped->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
 TEST_F(CompareCallTest, AFinishedAnswerThatIsNotReadIsCutOff) {
   Start({.unread_seconds = 0.05, .outbox_bytes = 128 << 20});
   const auto stub = NewStub();
