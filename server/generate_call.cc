@@ -111,6 +111,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   void OnAccepted(const AcceptedEvent& event) override {
     core_->metrics().ObservePromptTokens(event.prompt_tokens);
+    accepted_ = true;
     prompt_tokens_ = event.prompt_tokens;
     v1::GenerateEvent proto;
     AcceptedToProto(event, &proto);
@@ -159,7 +160,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       context_->TryCancel();
     }
     trace_ = std::move(event.trace);
-    last_event_ = std::move(proto);
+    // What was refused before it was accepted has a status only: clients try again what has RetryInfo
+    // as long as no event has come.
+    if (accepted_) last_event_ = std::move(proto);
     Pump();
   }
 
@@ -361,6 +364,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::atomic<bool> keep_on_disconnect_ = false;
 
   // The engine thread's.
+  bool accepted_ = false;
   std::optional<Clock::time_point> last_tokens_;
   int64_t prompt_tokens_ = 0;
 

@@ -282,6 +282,10 @@ bool FakeEngine::Step(RequestId id, Running* running) {
     ++running->step;
   }
   if (step < 0) {
+    if (!script.refuse.ok()) {
+      Finish(running, FinishReason::kError, script.refuse);
+      return false;
+    }
     running->sink->OnAccepted({.prompt_tokens = prompt});
     return true;
   }

@@ -127,6 +127,14 @@ TEST_F(StreamTest, FailureAfterAdmissionEndsWithFinishedAndItsStatus) {
   EXPECT_EQ(result.events.back().finished().reason(), v1::FINISH_REASON_ERROR);
 }
 
+TEST_F(StreamTest, ARefusalByTheEngineIsAStatusWithoutEvents) {
+  engine_->SetScript({.refuse = WithRetryAfter(absl::ResourceExhaustedError("too late"), 2.5)});
+  const Result result = Generate(TextRequest());
+  EXPECT_TRUE(result.events.empty());
+  EXPECT_EQ(result.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_DOUBLE_EQ(RetrySeconds(result.status).value_or(0), 2.5);
+}
+
 TEST_F(StreamTest, InternalErrorsKeepTheirTextToThemselves) {
   engine_->SetScript({.fail_after_prefill = absl::InternalError("/secret/path 10.0.0.1")});
   const Result result = Generate(TextRequest());
