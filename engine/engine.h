@@ -33,8 +33,11 @@ struct EngineRequest {
   std::string request_id;       // the caller's own, for logs; may be empty
   std::vector<int32_t> prompt;  // token ids, BOS and template included
   std::string session_id;       // empty: no session
-  std::string owner;            // the caller's identity; sessions are bound to it
-  SamplingParams sampling;      // see engine/sampling.h
+  // Whether the prompt begins the session (BOS, system message); absent: it fits any turn. Whoever
+  // makes a prompt looks at the session before it is taken: another turn may be first.
+  std::optional<bool> first_turn;
+  std::string owner;        // the caller's identity; sessions are bound to it
+  SamplingParams sampling;  // see engine/sampling.h
   PrefillPolicy prefill;
   KvPolicy kv;
   bool progress = false;  // send a progress event after every prefill step
@@ -182,8 +185,8 @@ struct CompareResult {
   int64_t kv_bytes_a = 0, kv_bytes_b = 0;               // at the end
 };
 
-// Called on the thread that waits in Compare, in order of position; false cancels. It may block: the
-// comparison pauses when much waits for it. An empty span says that the comparison goes on.
+// Called on the thread that waits in Compare, in order of position; false cancels. It may block:
+// the comparison pauses when much waits for it. An empty span says that the comparison goes on.
 using CompareSink = std::function<bool(std::span<const ComparePosition>)>;
 
 // Thread-safe.
@@ -224,8 +227,8 @@ class Engine {
   virtual void Drain(std::chrono::steady_clock::time_point deadline) = 0;
 
   // Blocks until done; other requests are served between its steps. One at a time: another one is
-  // RESOURCE_EXHAUSTED (retryable). INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE as for Submit;
-  // CANCELLED: the sink said so. DEADLINE_EXCEEDED: the request's own.
+  // RESOURCE_EXHAUSTED (retryable). INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE as for
+  // Submit; CANCELLED: the sink said so. DEADLINE_EXCEEDED: the request's own.
   virtual absl::StatusOr<CompareResult> Compare(CompareRequest /*request*/, CompareSink /*sink*/) {
     return absl::UnimplementedError("this engine cannot compare policies");
   }

@@ -135,7 +135,14 @@ absl::StatusOr<Session*> EngineImpl::FindIdle(const std::string& owner, const st
 absl::Status EngineImpl::UseSession(Sequence* s) {
   const EngineRequest& r = s->request;
   ASSIGN_OR_RETURN(Session * session, FindIdle(r.owner, r.session_id));
-  if (r.prefill.params.whole_prompt && !r.prefill.params.full && session->cache->position() > 0) {
+  const bool empty = session->cache->position() == 0;
+  if (r.first_turn.value_or(empty) != empty) {
+    return WithReason(absl::FailedPreconditionError(
+                          "session_id: another request began or cancelled this session's first "
+                          "turn while this one was tokenized; send it again"),
+                      kSessionBusy);
+  }
+  if (r.prefill.params.whole_prompt && !r.prefill.params.full && !empty) {
     return absl::InvalidArgumentError(
         absl::StrCat("policy.prefill: ", r.prefill.name, " works in a session's first turn only"));
   }

@@ -185,7 +185,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     request_.Clear();
     if (!status.ok()) return End(status);
     // Whether BOS and a system message are due depends on the session; ids are used as they are.
-    if (proto_.session_id().empty() || proto_.has_token_ids()) return EncodeAndSubmit(true);
+    if (proto_.session_id().empty() || proto_.has_token_ids()) return EncodeAndSubmit({});
     const absl::Status posted =
         core_->lanes().PostSession(bytes, [self = shared_from_this()] { self->EncodeTurn(); });
     if (!posted.ok()) End(posted);
@@ -200,7 +200,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     EncodeAndSubmit(session->positions == 0);
   }
 
-  void EncodeAndSubmit(bool first_turn) {
+  // Absent `first_turn`: no session, or ids.
+  void EncodeAndSubmit(std::optional<bool> first_turn) {
     Engine* const engine = (*core_->Model())->engine.get();  // Admit has checked that it is there
     const absl::StatusOr<RequestId> id = Submit(engine, first_turn);
     absl::Status cancel;
@@ -225,20 +226,21 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     return !cancel_.ok();
   }
 
-  absl::StatusOr<RequestId> Submit(Engine* engine, bool first_turn) {
+  absl::StatusOr<RequestId> Submit(Engine* engine, std::optional<bool> first_turn) {
     absl::StatusOr<EngineRequest> request = MakeRequest(first_turn);
     proto_.Clear();
     if (!request.ok()) return request.status();
     return engine->Submit(*std::move(request), shared_from_this());
   }
 
-  absl::StatusOr<EngineRequest> MakeRequest(bool first_turn) {
+  absl::StatusOr<EngineRequest> MakeRequest(std::optional<bool> first_turn) {
     const ServedModel& model = **core_->Model();
     if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
     ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto_, model));
     request_id_ = request.request_id;
     PolicyToProto(request.prefill, request.kv, &policy_);
-    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn));
+    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn.value_or(true)));
+    request.first_turn = first_turn;
     request.owner = owner_;
     request.deadline = deadline_;
     keep_on_disconnect_.store(proto_.keep_on_disconnect());

@@ -23,6 +23,7 @@
 namespace entropyserve {
 namespace {
 
+using testing::HasSubstr;
 using testing::Test;
 
 class RecordingSink final : public EventSink {
@@ -451,6 +452,30 @@ TEST_F(EngineTest, ACancelledPrefillLeavesTheSessionAsItWas) {
   all.push_back(60);
   EXPECT_EQ(third->ids, (std::vector<int32_t>{NextFakeToken(all)}));
   EXPECT_TRUE(engine_->DeleteSession("ann", id).ok());
+  ExpectBaseline(1);
+}
+
+// Both were tokenized for the session as it was before another turn ended, or was rolled back.
+TEST_F(EngineTest, APromptMadeForAnotherTurnIsRefused) {
+  Start();
+  const std::string id = engine_->CreateSession("")->id;
+  const auto turn = [&](bool first_turn) {
+    EngineRequest r = Request(Prompt(1, 50), 2);
+    r.session_id = id;
+    r.first_turn = first_turn;
+    return Run(std::move(r))->Wait().status;
+  };
+  const auto expect_refused = [](const absl::Status& status) {
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_EQ(Reason(status), kSessionBusy);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("send it again"));
+  };
+  expect_refused(turn(false));
+  EXPECT_EQ(engine_->GetSession("", id)->positions, 0);
+  EXPECT_TRUE(turn(true).ok());
+  expect_refused(turn(true));
+  EXPECT_EQ(engine_->GetSession("", id)->positions, 51);
+  EXPECT_TRUE(turn(false).ok());
   ExpectBaseline(1);
 }
 

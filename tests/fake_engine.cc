@@ -353,6 +353,11 @@ void FakeEngine::Finish(Running* running, FinishReason reason, absl::Status stat
   }
   {
     std::lock_guard lock(mutex_);
+    const EngineRequest& request = running->request;
+    auto& own = sessions_[request.owner];
+    if (const auto session = own.find(request.session_id); session != own.end()) {
+      session->second.positions += event.receipt.prompt_tokens + running->sent;
+    }
     ++(reason == FinishReason::kCancelled ? cancelled_
        : reason == FinishReason::kError   ? failed_
                                           : completed_);

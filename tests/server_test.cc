@@ -309,6 +309,37 @@ TEST_F(StreamTest, CallsWithoutDeadlineGetTheDefaultAndLongOnesAreCut) {
   EXPECT_GT(seconds_left(requests[1]), 23 * 3600);
 }
 
+// What the prompt was made for goes with it: the engine refuses it when the session has changed.
+TEST_F(StreamTest, TheEngineIsToldForWhichTurnAPromptWasMade) {
+  v1::Session session;
+  grpc::ClientContext create;
+  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  v1::GenerateRequest request = TextRequest();
+  ASSERT_TRUE(Generate(request).status.ok());
+  request.set_session_id(session.id());
+  // Two at once: both find the session empty.
+  engine_->HoldSessions(true);
+  std::thread other([&] { EXPECT_TRUE(Generate(request).status.ok()); });
+  std::thread another([&] { EXPECT_TRUE(Generate(request).status.ok()); });
+  FakeEngine::WaitFor([this] { return engine_->WaitingForSessions() == 2; });
+  engine_->Hold(true);
+  engine_->HoldSessions(false);
+  FakeEngine::WaitFor([this] { return engine_->Submits() == 3; });
+  engine_->Hold(false);
+  other.join();
+  another.join();
+  ASSERT_TRUE(Generate(request).status.ok());
+  request.mutable_token_ids()->add_ids(5);
+  ASSERT_TRUE(Generate(request).status.ok());
+  const std::vector<EngineRequest> requests = engine_->Requests();
+  ASSERT_EQ(requests.size(), 5u);
+  EXPECT_EQ(requests[0].first_turn, std::nullopt) << "no session";
+  EXPECT_EQ(requests[1].first_turn, true);
+  EXPECT_EQ(requests[2].first_turn, true);
+  EXPECT_EQ(requests[3].first_turn, false);
+  EXPECT_EQ(requests[4].first_turn, std::nullopt) << "ids are used as they are";
+}
+
 TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
   engine_->SetScript({.tokens = 20});
   v1::Session session;
