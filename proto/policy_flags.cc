@@ -51,15 +51,12 @@ constexpr PolicyFlag kKvFlags[] = {
      "of the positions so far; the larger of budget and fraction counts"},
     {"kv-gap", "gap_tokens", "tokens generated before compression"},
     {"kv-window", "window_tokens", "last queries, which score and always stay"},
-    {"kv-query-reduce", "query_reduce", "mean or max, over the window's queries"},
-    {"kv-head-reduce", "head_reduce", "mean or max, over the query heads of a kv head"},
     {"kv-pooling", "pooling", "average or max"},
-    {"kv-pool-kernel", "pool_kernel", "positions, odd"},
-    {"kv-value-norm", "value_norm", "scores are weighted by the norms of the values"},
+    {"kv-pool-before", "pool_before",
+     "positions before a token that was looked at, which share in it"},
+    {"kv-pool-after", "pool_after", "positions after it"},
     {"kv-keep-sinks", "keep_sinks", "the first 4 tokens always stay"},
     {"kv-adakv-floor", "adakv_floor", "share of its budget that every head keeps under adakv"},
-    {"kv-layer-slope", "layer_slope",
-     "(-1, 1): share of the budget that the first layer gets more, the last less"},
 };
 
 absl::Status SetField(Message* message, const FieldDescriptor* field, std::string_view text) {

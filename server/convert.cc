@@ -30,14 +30,6 @@ absl::StatusOr<Pooling> ParsePooling(const std::string& name, std::string_view f
   return absl::InvalidArgumentError(absl::StrCat(View(field), ": expected average or max"));
 }
 
-std::string_view Name(Reduce reduce) { return reduce == Reduce::kMax ? "max" : "mean"; }
-
-absl::StatusOr<Reduce> ParseReduce(const std::string& name, std::string_view field) {
-  if (name == "mean") return Reduce::kMean;
-  if (name == "max") return Reduce::kMax;
-  return absl::InvalidArgumentError(absl::StrCat(View(field), ": expected mean or max"));
-}
-
 double Ratio(double part, double whole, double otherwise) {
   return whole > 0 ? part / whole : otherwise;
 }
@@ -121,18 +113,10 @@ absl::StatusOr<KvPolicy> KvFromProto(const v1::KvPolicy& proto, const KvPolicy& 
   if (proto.has_pooling()) {
     ASSIGN_OR_RETURN(params.pooling, ParsePooling(proto.pooling(), prefix + ".pooling"));
   }
-  if (proto.has_query_reduce()) {
-    ASSIGN_OR_RETURN(params.query_reduce,
-                     ParseReduce(proto.query_reduce(), prefix + ".query_reduce"));
-  }
-  if (proto.has_head_reduce()) {
-    ASSIGN_OR_RETURN(params.head_reduce, ParseReduce(proto.head_reduce(), prefix + ".head_reduce"));
-  }
-  if (proto.has_pool_kernel()) params.pool_kernel = proto.pool_kernel();
-  if (proto.has_value_norm()) params.value_norm = proto.value_norm();
+  if (proto.has_pool_before()) params.pool_before = proto.pool_before();
+  if (proto.has_pool_after()) params.pool_after = proto.pool_after();
   if (proto.has_keep_sinks()) params.keep_sinks = proto.keep_sinks();
   if (proto.has_adakv_floor()) params.adakv_floor = proto.adakv_floor();
-  if (proto.has_layer_slope()) params.layer_slope = proto.layer_slope();
   RETURN_IF_ERROR(Validate(policy, prefix));
   return policy;
 }
@@ -165,13 +149,10 @@ void PolicyToProto(const PrefillPolicy& prefill, const KvPolicy& kv, v1::Policy*
   k.set_gap_tokens(kv.params.gap);
   k.set_window_tokens(kv.params.window);
   k.set_pooling(std::string(Name(kv.params.pooling)));
-  k.set_query_reduce(std::string(Name(kv.params.query_reduce)));
-  k.set_head_reduce(std::string(Name(kv.params.head_reduce)));
-  k.set_pool_kernel(kv.params.pool_kernel);
-  k.set_value_norm(kv.params.value_norm);
+  k.set_pool_before(kv.params.pool_before);
+  k.set_pool_after(kv.params.pool_after);
   k.set_keep_sinks(kv.params.keep_sinks);
   k.set_adakv_floor(kv.params.adakv_floor);
-  k.set_layer_slope(kv.params.layer_slope);
 }
 
 absl::StatusOr<EngineRequest> RequestFromProto(const v1::GenerateRequest& proto,

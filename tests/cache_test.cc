@@ -48,7 +48,6 @@ class Fixture {
     return std::make_unique<SequenceCache>(backend_.get(), pool_.get(), kShape);
   }
   PagePool& pool() { return *pool_; }
-  Backend* backend() { return backend_.get(); }
 
   // Stands in for a step: writes K, V, positions of n tokens as QkvPost does, and random window
   // queries.
@@ -118,9 +117,8 @@ class Fixture {
                          int64_t turn_tokens) {
     int64_t layer_total = 0;
     for (int head = 0; head < kHeads; ++head) {
-      const int layer = head / kShape.kv_heads;
-      const int64_t budget = cache.ResolveBudget(kv, layer);
-      const std::vector<int32_t> kept = cache.ReadPositions(layer, head % kShape.kv_heads);
+      const std::vector<int32_t> kept =
+          cache.ReadPositions(head / kShape.kv_heads, head % kShape.kv_heads);
       std::map<int64_t, float> next;
       for (int32_t position : kept) {
         const auto it = reference->heads[head].find(position);
@@ -129,11 +127,12 @@ class Fixture {
       }
       ASSERT_EQ(next.size(), kept.size()) << "a token twice";
       if (kv.rule != KvRule::kAdaKv) {
-        ASSERT_EQ(int64_t(kept.size()), std::min<int64_t>(budget, reference->heads[head].size()));
+        ASSERT_EQ(int64_t(kept.size()), std::min<int64_t>(cache.ResolveBudget(kv),
+                                                          int64_t(reference->heads[head].size())));
       }
       layer_total += int64_t(kept.size());
       if ((head + 1) % kShape.kv_heads == 0) {
-        ASSERT_LE(layer_total, budget * kShape.kv_heads);
+        ASSERT_LE(layer_total, cache.ResolveBudget(kv) * kShape.kv_heads);
         layer_total = 0;
       }
       // The window's tokens stay.
@@ -169,7 +168,6 @@ TurnPlan RandomPlan(std::mt19937* random) {
   KvParams kv = Kv(kRules[in(0, 3)], in(20, 90));
   if (in(0, 3) == 0)
     kv.fraction = 0.05f * float(in(1, 12));  // a budget that grows with the positions
-  if (kv.budget % 2) kv.layer_slope = 0.1f * float(kv.budget % 19 - 9);
   return {.prompt = in(1, 200),
           .max_new = in(0, 60),
           .prefill = prefill,
@@ -389,26 +387,6 @@ TEST(SequenceCacheTest, AGrowingBudgetStaysWithinTheReservation) {
   EXPECT_EQ(cache->MaxLength(), 576);  // half of 1151 positions, rounded up
   cache->EndTurn();
   fixture.ExpectEqual(*cache, reference);
-}
-
-TEST(SequenceCacheTest, LayersShareABudgetOnALine) {
-  Fixture fixture;
-  SequenceCache cache(fixture.backend(), &fixture.pool(),
-                      {.layers = 5, .heads = 4, .kv_heads = 2, .head_dim = 8});
-  const auto budgets = [&](int budget, float slope) {
-    KvParams kv = Kv(KvRule::kLatent, budget);  // at least 8 + 4 a layer
-    kv.layer_slope = slope;
-    std::vector<int64_t> all;
-    for (int layer = 0; layer < 5; ++layer) all.push_back(cache.ResolveBudget(kv, layer));
-    return all;
-  };
-  using Budgets = std::vector<int64_t>;
-  EXPECT_EQ(budgets(100, 0), (Budgets{100, 100, 100, 100, 100}));
-  EXPECT_EQ(budgets(100, 0.5f), (Budgets{150, 125, 100, 75, 50}));
-  EXPECT_EQ(budgets(100, -0.5f), (Budgets{50, 75, 100, 125, 150}));
-  EXPECT_EQ(budgets(30, 0.25f), (Budgets{38, 34, 30, 26, 22}));
-  EXPECT_EQ(budgets(100, 0.99f), (Budgets{188, 144, 100, 56, 12}));
-  EXPECT_EQ(budgets(12, 0.5f), (Budgets{12, 12, 12, 12, 12}));
 }
 
 TEST(SequenceCacheTest, AShortTurnIsNotChargedAWholeBudget) {

@@ -256,11 +256,10 @@ TEST_F(ContractTest, EveryKvFieldWorksOrIsNamed) {
       {"fraction", {{0, 1}, {}}},
       {"gap_tokens", {{}, {0, kMaxInt}}},
       {"window_tokens", {}},
-      {"pool_kernel", {}},
-      {"value_norm", {}},
+      {"pool_before", {{}, {0}}},
+      {"pool_after", {{}, {0}}},
       {"keep_sinks", {}},
       {"adakv_floor", {{0, 1}, {}}},
-      {"layer_slope", {{0}, {}}},
   };
   v1::GenerateRequest request = TextRequest();
   v1::KvPolicy* policy = request.mutable_policy()->mutable_kv();
@@ -299,10 +298,6 @@ TEST_F(ContractTest, NamesOfPoliciesAreChecked) {
            "policy.prefill.budget", name);
     Expect(kv([&](v1::KvPolicy& p) { p.set_preset(name); }), false, "policy.kv.preset", name);
     Expect(kv([&](v1::KvPolicy& p) { p.set_pooling(name); }), false, "policy.kv.pooling", name);
-    Expect(kv([&](v1::KvPolicy& p) { p.set_query_reduce(name); }), false, "policy.kv.query_reduce",
-           name);
-    Expect(kv([&](v1::KvPolicy& p) { p.set_head_reduce(name); }), false, "policy.kv.head_reduce",
-           name);
   }
 }
 
@@ -313,7 +308,6 @@ TEST_F(ContractTest, OverridesApplyToThePresetOrTheServersDefault) {
   p.set_estimator("probe");
   p.set_dense_prefix_tokens(1024);
   request.mutable_policy()->mutable_kv()->set_pooling("max");
-  request.mutable_policy()->mutable_kv()->set_query_reduce("max");
   ASSERT_TRUE(Generate(request).status.ok());
   p.set_preset("coverage");
   p.set_coverage(0.5f);
@@ -326,8 +320,6 @@ TEST_F(ContractTest, OverridesApplyToThePresetOrTheServersDefault) {
   EXPECT_EQ(sent[0].prefill.params.estimator, Estimator::kProbe);
   EXPECT_EQ(sent[0].prefill.params.dense_prefix, 1024);
   EXPECT_EQ(sent[0].kv.params.pooling, Pooling::kMax);
-  EXPECT_EQ(sent[0].kv.params.query_reduce, Reduce::kMax);
-  EXPECT_EQ(sent[0].kv.params.head_reduce, Reduce::kMean);
   EXPECT_EQ(sent[1].prefill.name, "coverage");
   EXPECT_EQ(sent[1].prefill.params.budget, BudgetRule::kCoverage);
   EXPECT_FLOAT_EQ(sent[1].prefill.params.coverage, 0.5f);
@@ -335,7 +327,6 @@ TEST_F(ContractTest, OverridesApplyToThePresetOrTheServersDefault) {
   EXPECT_EQ(sent[1].kv.params.rule, KvRule::kSnapKv);
   const v1::Policy& ran = result.events.back().finished().receipt().policy();
   EXPECT_EQ(ran.prefill().estimator(), "probe");
-  EXPECT_EQ(ran.kv().query_reduce(), "max");
   EXPECT_FLOAT_EQ(ran.prefill().coverage(), 0.5f);
   EXPECT_EQ(ran.kv().gap_tokens(), 0);
 }

@@ -93,7 +93,9 @@ absl::Status ReadSettings(const SafetensorsFile& file, Reference* r) {
   r->kv.keep_sinks = false;  // the released code has none
   RETURN_IF_ERROR(ReadSetting(file, "kv_budget", &r->kv.budget));
   RETURN_IF_ERROR(ReadSetting(file, "window_size", &r->kv.window));
-  RETURN_IF_ERROR(ReadSetting(file, "pooling_kernel", &r->kv.pool_kernel));
+  int32_t kernel = 0;
+  RETURN_IF_ERROR(ReadSetting(file, "pooling_kernel", &kernel));
+  r->kv.pool_before = r->kv.pool_after = kernel / 2;
   const auto pooling = file.metadata().find("pooling");
   const std::string name = pooling == file.metadata().end() ? "none" : pooling->second;
   if (name != "avgpool" && name != "maxpool") {
@@ -103,7 +105,7 @@ absl::Status ReadSettings(const SafetensorsFile& file, Reference* r) {
   r->kv.pooling = name == "avgpool" ? Pooling::kAverage : Pooling::kMax;
   if (shape.kv_heads < 1 || shape.heads % shape.kv_heads != 0 || shape.head_dim < 1 ||
       r->in.turn < 1 || p.block < 1 || p.segment % p.block != 0 || p.segment < p.block ||
-      r->kv.window < 1 || r->kv.budget < r->kv.window || r->kv.pool_kernel % 2 == 0) {
+      r->kv.window < 1 || r->kv.budget < r->kv.window || kernel < 1 || kernel % 2 == 0) {
     return absl::InvalidArgumentError("the metadata's sizes contradict each other");
   }
   return absl::OkStatus();
@@ -295,10 +297,11 @@ std::vector<double> TokenScores(const Reference& r, int32_t kv_head) {
     for (double& x : w) sum += x = std::exp(x - highest);
     for (int32_t t = 0; t < earlier; ++t) mean[t] += w[t] / sum / (window * group);
   }
-  const int32_t reach = r.kv.pool_kernel / 2;
+  const int32_t reach = r.kv.pool_after,
+                kernel = 2 * reach + 1;  // the released code's is symmetric
   for (int32_t t = 0; t < earlier; ++t) {
     for (int32_t i = std::max(0, t - reach); i <= std::min(earlier - 1, t + reach); ++i) {
-      pooled[t] = r.kv.pooling == Pooling::kAverage ? pooled[t] + mean[i] / r.kv.pool_kernel
+      pooled[t] = r.kv.pooling == Pooling::kAverage ? pooled[t] + mean[i] / kernel
                                                     : std::max(pooled[t], mean[i]);
     }
   }

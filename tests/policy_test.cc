@@ -76,13 +76,16 @@ TEST(Presets, CombineTheParts) {
 
   EXPECT_EQ(Kv("latent").params.rule, KvRule::kLatent);
   EXPECT_EQ(Kv("latent").params.gap, 16);
-  EXPECT_EQ(Kv("latent").params.pool_kernel, 65);
-  EXPECT_EQ(Kv("snapkv").params.pool_kernel, 5);
+  EXPECT_EQ(Kv("latent").params.pool_before, 8);
+  EXPECT_EQ(Kv("latent").params.pool_after, 40);
+  EXPECT_EQ(Kv("snapkv").params.pool_before, 2);
+  EXPECT_EQ(Kv("snapkv").params.pool_after, 2);
   EXPECT_EQ(Kv("snapkv").params.rule, KvRule::kSnapKv);
   EXPECT_EQ(Kv("snapkv").params.gap, 0);
   EXPECT_EQ(Kv("adakv").params.rule, KvRule::kAdaKv);
   EXPECT_EQ(Kv("adakv").params.pooling, Pooling::kMax);
-  EXPECT_EQ(Kv("adakv").params.pool_kernel, 7);
+  EXPECT_EQ(Kv("adakv").params.pool_before, 3);
+  EXPECT_EQ(Kv("adakv").params.pool_after, 3);
   EXPECT_EQ(Kv("full").params.rule, KvRule::kFull);
 }
 
@@ -250,22 +253,19 @@ TEST(ValidateKv, EveryBound) {
       {"window_tokens", false, [](auto& p) { p.window = 1025; }},
       {"window_tokens", false, [](auto& p) { p.window = 0; }},
       {"window_tokens", false, [](auto& p) { p.window = -32; }},
-      {"pool_kernel", true, [](auto& p) { p.pool_kernel = 1; }},
-      {"pool_kernel", true, [](auto& p) { p.pool_kernel = 255; }},
-      {"pool_kernel", false, [](auto& p) { p.pool_kernel = 257; }},
-      {"pool_kernel", false, [](auto& p) { p.pool_kernel = 4; }},
-      {"pool_kernel", false, [](auto& p) { p.pool_kernel = 0; }},
-      {"pool_kernel", false, [](auto& p) { p.pool_kernel = -1; }},
+      {"pool_before", true, [](auto& p) { p.pool_before = 0; }},
+      {"pool_before", true, [](auto& p) { p.pool_before = 127; }},
+      {"pool_before", false, [](auto& p) { p.pool_before = 128; }},
+      {"pool_before", false, [](auto& p) { p.pool_before = -1; }},
+      {"pool_after", true, [](auto& p) { p.pool_after = 0; }},
+      {"pool_after", true, [](auto& p) { p.pool_after = 127; }},
+      {"pool_after", false, [](auto& p) { p.pool_after = 128; }},
+      {"pool_after", false, [](auto& p) { p.pool_after = -1; }},
       {"adakv_floor", true, [](auto& p) { p.adakv_floor = 0; }, "adakv"},
       {"adakv_floor", true, [](auto& p) { p.adakv_floor = 1; }, "adakv"},
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = 1.5f; }, "adakv"},
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = -0.5f; }, "adakv"},
       {"adakv_floor", false, [](auto& p) { p.adakv_floor = kNan; }, "adakv"},
-      {"layer_slope", true, [](auto& p) { p.layer_slope = 0.99f; }},
-      {"layer_slope", true, [](auto& p) { p.layer_slope = -0.99f; }},
-      {"layer_slope", false, [](auto& p) { p.layer_slope = 1; }},
-      {"layer_slope", false, [](auto& p) { p.layer_slope = -1; }},
-      {"layer_slope", false, [](auto& p) { p.layer_slope = kNan; }},
   };
   int number = 0;
   for (const KvCase& c : cases) {

@@ -11,19 +11,10 @@
 namespace entropyserve {
 namespace {
 
-constexpr double kRounding = 1e-5;  // of scores: at most 1, or about 12 with norms of values
+constexpr double kRounding = 1e-6;  // of scores, which are at most 1
 
 int Pick(std::mt19937& rng, int low, int high) {
   return std::uniform_int_distribution(low, high)(rng);
-}
-
-// Scores combined one after the other; a mean over `count` of them.
-void Combine(Reduce reduce, const std::vector<double>& x, int32_t count,
-             std::vector<double>* into) {
-  for (size_t i = 0; i < x.size(); ++i) {
-    double& y = (*into)[i];
-    y = reduce == Reduce::kMean ? y + x[i] / count : std::max(y, x[i]);
-  }
 }
 
 // Pooled scores of one head's earlier tokens.
@@ -31,10 +22,9 @@ std::vector<double> NaiveScores(const LayerInputs& in, const KvParams& kv_params
                                 int32_t queries) {
   const int32_t length = in.past[kv] + in.turn, d = in.shape.head_dim, group = in.shape.group();
   const int32_t earlier = std::max(0, length - kv_params.window);
-  std::vector<double> mass(earlier, 0), pooled(earlier, 0);
+  std::vector<double> mean(earlier, 0), pooled(earlier, 0);
   for (int32_t i = 0; i < queries; ++i) {
     const int32_t token = in.turn - queries + i, limit = in.past[kv] + token + 1;
-    std::vector<double> of_query(earlier, 0);
     for (int32_t h = kv * group; h < (kv + 1) * group; ++h) {
       std::vector<double> w(limit);
       double highest = -1e30, sum = 0;
@@ -44,24 +34,19 @@ std::vector<double> NaiveScores(const LayerInputs& in, const KvParams& kv_params
         highest = std::max(highest, w[t]);
       }
       for (double& x : w) sum += x = std::exp(x - highest);
-      w.resize(earlier);
-      for (double& x : w) x /= sum;
-      Combine(kv_params.head_reduce, w, group, &of_query);
+      for (int32_t t = 0; t < earlier; ++t) mean[t] += w[t] / sum / (queries * group);
     }
-    Combine(kv_params.query_reduce, of_query, queries, &mass);
   }
-  for (int32_t t = 0; kv_params.value_norm && t < earlier; ++t) {
-    const float* v = in.Value(kv, t);
-    mass[t] *= std::sqrt(std::inner_product(v, v + d, v, 0.0));
-  }
-  const int32_t reach = kv_params.pool_kernel / 2;
   for (int32_t t = 0; t < earlier; ++t) {
     double sum = 0, highest = 0;
-    for (int32_t i = std::max(0, t - reach); i <= std::min(earlier - 1, t + reach); ++i) {
-      sum += mass[i];
-      highest = std::max(highest, mass[i]);
+    for (int32_t i = std::max(0, t - kv_params.pool_after);
+         i <= std::min(earlier - 1, t + kv_params.pool_before); ++i) {
+      sum += mean[i];
+      highest = std::max(highest, mean[i]);
     }
-    pooled[t] = kv_params.pooling == Pooling::kAverage ? sum / kv_params.pool_kernel : highest;
+    pooled[t] = kv_params.pooling == Pooling::kAverage
+                    ? sum / (kv_params.pool_before + 1 + kv_params.pool_after)
+                    : highest;
   }
   return pooled;
 }
@@ -85,11 +70,9 @@ Case RandomCase(std::mt19937& rng, KvRule rule) {
   shape.heads = shape.kv_heads * Pick(rng, 1, 8);
   c.kv.rule = rule;
   c.kv.window = Pick(rng, 1, 40);
-  c.kv.head_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
-  c.kv.query_reduce = Pick(rng, 0, 1) ? Reduce::kMean : Reduce::kMax;
-  c.kv.value_norm = Pick(rng, 0, 1);
   c.kv.pooling = Pick(rng, 0, 1) ? Pooling::kAverage : Pooling::kMax;
-  c.kv.pool_kernel = 2 * Pick(rng, 0, 40) + 1;
+  c.kv.pool_before = Pick(rng, 0, 40);
+  c.kv.pool_after = Pick(rng, 0, 40);
   c.kv.keep_sinks = Pick(rng, 0, 1);
   c.kv.adakv_floor = 0.25f * float(Pick(rng, 0, 4));
   c.budget = c.kv.window + 4 + Pick(rng, 0, 200);
@@ -243,7 +226,7 @@ TEST_F(SelectTokensTest, TiesGoToTheEarlierToken) {
     for (auto& k : c.in.k) {
       for (int32_t t = 1; t < 300; ++t) std::copy_n(k.data(), 16, k.data() + t * 16);
     }
-    c.kv = {.rule = rule, .window = 8, .pool_kernel = 1, .keep_sinks = false};
+    c.kv = {.rule = rule, .window = 8, .pool_before = 0, .pool_after = 0, .keep_sinks = false};
     c.budget = 50;
     c.queries = 8;
     PagedLayer paged(c.in, {}, 8, rng_());
@@ -256,75 +239,20 @@ TEST_F(SelectTokensTest, TiesGoToTheEarlierToken) {
   }
 }
 
-// Two queries of two heads; the best of four earlier tokens stays. Attention by query and head:
-//            q0 h0  q0 h1  q1 h0  q1 h1   mean, mean   head mean, max   head max, mean   max, max
-//   token 0   .2     .2     .2     .2        .2             .2               .2             .2
-//   token 1   .3     .3     0      0         .15            .3               .15            .3
-//   token 2   0      .3     .3     0         .15            .15              .3             .3
-//   token 3   0      0      0      .5        .125           .25              .25            .5
-TEST_F(SelectTokensTest, ReductionsByHand) {
-  constexpr float kAttention[4][4] = {
-      {.2f, .3f, 0, 0}, {.2f, .3f, .3f, 0}, {.2f, 0, .3f, 0}, {.2f, 0, 0, .5f}};
-  struct {
-    Reduce head, query;
-    int32_t kept;
-  } const cases[] = {{Reduce::kMean, Reduce::kMean, 0},
-                     {Reduce::kMean, Reduce::kMax, 1},
-                     {Reduce::kMax, Reduce::kMean, 2},
-                     {Reduce::kMax, Reduce::kMax, 3}};
-  for (const KvRule rule : {KvRule::kLatent, KvRule::kAdaKv}) {
-    for (const auto& expected : cases) {
-      Case c;
-      c.in = RandomInputs(rng_, {.layers = 1, .heads = 2, .kv_heads = 1, .head_dim = 16},
-                          DType::kF32, 6);
-      // Key t is unit vector t, so a query's channel t is 4 log(attention to t); the rest of it
-      // goes to token 4, the first of the window.
-      std::fill(c.in.k[0].begin(), c.in.k[0].end(), 0.0f);
-      for (int32_t t = 0; t < 6; ++t) c.in.k[0][t * 16 + t] = 1;
-      for (int32_t row = 0; row < 4; ++row) {
-        float* const q = c.in.q.data() + (4 * 2 + row) * 16;
-        float left = 1;
-        for (int32_t t = 0; t < 4; ++t) {
-          q[t] = 4 * std::log(std::max(kAttention[row][t], 1e-6f));
-          left -= kAttention[row][t];
-        }
-        q[4] = 4 * std::log(left);
-        q[5] = 4 * std::log(1e-6f);
-      }
-      c.kv = {.rule = rule,
-              .window = 2,
-              .head_reduce = expected.head,
-              .query_reduce = expected.query,
-              .pool_kernel = 1,
-              .keep_sinks = false};
-      c.budget = 3;
-      c.queries = 2;
-      PagedLayer paged(c.in, {}, 2, rng_());
-      EXPECT_EQ(Select(workers_, paged, c).tokens[0], (std::vector<int32_t>{expected.kept, 4, 5}));
-    }
-  }
-}
-
-// Token 1 has a third of token 0's attention and four times its value's norm.
-TEST_F(SelectTokensTest, ValueNormsWeightScores) {
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const bool value_norm : {false, true}) {
-      Case c;
-      c.in = RandomInputs(rng_, {.layers = 1, .heads = 1, .kv_heads = 1, .head_dim = 16}, dtype, 4);
-      std::fill(c.in.k[0].begin(), c.in.k[0].end(), 0.0f);
-      std::fill(c.in.q.begin(), c.in.q.end(), 0.0f);
-      std::fill(c.in.v[0].begin(), c.in.v[0].end(), 0.0f);
-      for (int32_t t = 0; t < 4; ++t) c.in.k[0][t * 16 + t] = 1;
-      c.in.q[3 * 16] = RoundTo(dtype, 4 * std::log(3.0f));
-      c.in.v[0][3] = 1;
-      for (int32_t i = 0; i < 16; ++i) c.in.v[0][16 + i] = i % 2 ? -1 : 1;
-      c.kv = {.window = 1, .pool_kernel = 1, .value_norm = value_norm, .keep_sinks = false};
-      c.budget = 2;
-      c.queries = 1;
-      PagedLayer paged(c.in, {}, 1, rng_());
-      EXPECT_EQ(Select(workers_, paged, c).tokens[0],
-                (std::vector<int32_t>{value_norm ? 1 : 0, 3}));
-    }
+TEST_F(SelectTokensTest, KeepsWhatFollowsATokenThatWasLookedAt) {
+  for (const Pooling pooling : {Pooling::kAverage, Pooling::kMax}) {
+    Case c;
+    c.in = RandomInputs(rng_, {.layers = 1, .heads = 1, .kv_heads = 1, .head_dim = 16}, DType::kF32,
+                        100);
+    // Only token 50 is like the last query, which looks at nothing else.
+    std::fill(c.in.k[0].begin(), c.in.k[0].end(), 0.0f);
+    for (int32_t e = 0; e < 16; ++e) c.in.k[0][50 * 16 + e] = 100 * c.in.Query(99, 0)[e];
+    c.kv = {
+        .window = 1, .pooling = pooling, .pool_before = 1, .pool_after = 3, .keep_sinks = false};
+    c.budget = 6;
+    c.queries = 1;
+    PagedLayer paged(c.in, {}, 1, rng_());
+    EXPECT_EQ(Select(workers_, paged, c).tokens[0], (std::vector<int32_t>{49, 50, 51, 52, 53, 99}));
   }
 }
 

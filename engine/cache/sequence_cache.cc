@@ -29,28 +29,12 @@ int64_t Budget(const KvParams& kv, int64_t positions) {
   return std::max<int64_t>(kv.budget, fraction);
 }
 
-// A layer's budget: on a line over the layers, with `budget` as their mean (PyramidKV, arXiv
-// 2406.02069). No layer gets less than the window and the sinks.
-int64_t LayerBudget(const KvParams& kv, int64_t budget, int layer, int layers) {
-  if (layers < 2) return budget;
-  const double steepest = std::max(0.0, 1 - double(kv.window + kSinkTokens) / double(budget));
-  const double slope = std::clamp(double(kv.layer_slope), -steepest, steepest);
-  // What layer l gets more, layer L - 1 - l gets less, to the token.
-  return budget +
-         std::llround(double(budget) * slope * (layers - 1 - 2 * layer) / double(layers - 1));
-}
-
-int64_t LargestLayerBudget(const KvParams& kv, int64_t budget, int layers) {
-  return LayerBudget(kv, budget, kv.layer_slope < 0 ? layers - 1 : 0, layers);
-}
-
 // Lengths of a turn at worst, in tokens of one head beyond what was cached before it.
 struct TurnLengths {
-  int64_t live = 0;        // turn tokens before compression, or in all when there is none
-  int64_t kept = 0;        // tokens after compression, mean of all heads (0: none)
-  int64_t kept_layer = 0;  // the same of the layer that keeps most
-  int64_t longest = 0;     // the same of one head: adakv may give one head the whole layer's budget
-  int64_t rest = 0;        // tokens appended after it
+  int64_t live = 0;     // turn tokens before compression, or in all when there is none
+  int64_t kept = 0;     // tokens after compression, mean of a layer's heads (0: none)
+  int64_t longest = 0;  // the same of one head: adakv may give one head the whole layer's budget
+  int64_t rest = 0;     // tokens appended after it
 };
 
 struct Before {
@@ -58,7 +42,7 @@ struct Before {
   int64_t longest_head = 0;  // cached tokens
   int64_t mean_head = 0;     // cached tokens, rounded down
   bool compressed = false;   // ever
-  AttentionShape shape;
+  int kv_heads = 0;
 };
 
 // A cache is worth compressing when its heads, `appended` tokens later, are longer than the budget;
@@ -78,10 +62,8 @@ TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
   const int64_t most = before.longest_head + plan.prompt + plan.max_new;
   const int64_t budget = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
   const bool shared = plan.kv.rule == KvRule::kAdaKv;
-  const int64_t largest = LargestLayerBudget(plan.kv, budget, before.shape.layers);
   t.kept = std::min(budget, most);
-  t.kept_layer = std::min(largest, most);
-  t.longest = std::min(shared ? largest * before.shape.kv_heads : largest, most);
+  t.longest = std::min(shared ? budget * before.kv_heads : budget, most);
   // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
   // stays shorter until then keeps growing to the end of the turn.
   const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
@@ -110,8 +92,8 @@ SequenceCache::~SequenceCache() {
 }
 
 int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
-  const TurnLengths t =
-      LengthsOf(plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_});
+  const TurnLengths t = LengthsOf(
+      plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_.kv_heads});
   const bool compresses = plan.kv.rule != KvRule::kFull;
   // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
   const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
@@ -123,7 +105,7 @@ int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
       std::max(live + copied, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
   // In transit while one layer is gathered: what compression keeps, or a turn that is repacked.
   const int64_t transit =
-      std::max<int64_t>(compresses ? PagesFor(t.kept_layer) + 1 : 0, plan.keep ? live + 1 : 0);
+      std::max<int64_t>(compresses ? PagesFor(t.kept) + 1 : 0, plan.keep ? live + 1 : 0);
   return heads_total() * per_head + shape_.kv_heads * transit;
 }
 
@@ -149,8 +131,8 @@ absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
   turn_begin_position_ = position_;
 
   const int n = heads_total();
-  const TurnLengths t =
-      LengthsOf(plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_});
+  const TurnLengths t = LengthsOf(
+      plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_.kv_heads});
   for (Head& head : heads_) head.base = 0;
   max_pages_ = int32_t(TablePages(t.live + t.rest, t.longest));
   scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
@@ -247,10 +229,6 @@ void SequenceCache::EndPrefill() { ReleaseAll(&bounds_); }
 
 int64_t SequenceCache::ResolveBudget(const KvParams& kv) const { return Budget(kv, position_); }
 
-int64_t SequenceCache::ResolveBudget(const KvParams& kv, int layer) const {
-  return LayerBudget(kv, ResolveBudget(kv), layer, shape_.layers);
-}
-
 int64_t SequenceCache::MaxLength() const {
   int64_t longest = 0;
   for (const Head& head : heads_) longest = std::max(longest, Length(head));
@@ -264,9 +242,9 @@ double SequenceCache::MeanLength() const {
 }
 
 bool SequenceCache::WantsCompression(const KvParams& kv) const {
-  return kv.rule != KvRule::kFull &&
-         ExceedsBudget({position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_}, 0,
-                       ResolveBudget(kv));
+  return kv.rule != KvRule::kFull && ExceedsBudget({position_, MaxLength(), int64_t(MeanLength()),
+                                                    ever_compressed_, shape_.kv_heads},
+                                                   0, ResolveBudget(kv));
 }
 
 void SequenceCache::Compress(const KvParams& kv) {
@@ -274,9 +252,7 @@ void SequenceCache::Compress(const KvParams& kv) {
   const int64_t budget = ResolveBudget(kv);
   if (MaxLength() <= budget) return;
   const int64_t kv_heads = shape_.kv_heads;
-  const int64_t largest = LargestLayerBudget(kv, budget, shape_.layers);
-  const int64_t capacity =
-      std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? largest * kv_heads : largest);
+  int64_t capacity = std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? budget * kv_heads : budget);
   Check(capacity <= scratch_capacity_, "compaction scratch");
   int32_t* const counts = scratch_.data();
   int32_t* const indices = counts + kv_heads;
@@ -290,7 +266,7 @@ void SequenceCache::Compress(const KvParams& kv) {
                             .shape = shape_,
                             .layer = layer,
                             .kv = kv,
-                            .budget = int32_t(ResolveBudget(kv, layer)),
+                            .budget = int32_t(budget),
                             .window_queries = int32_t(std::min<int64_t>(kv.window, turn_tokens)),
                             .indices = indices,
                             .counts = counts,
@@ -317,8 +293,7 @@ void SequenceCache::Compress(const KvParams& kv) {
   }
   // The turn's last compression may keep more: a fraction grows with the positions.
   const int64_t last_budget = Budget(kv, turn_begin_position_ + plan_.prompt + plan_.max_new);
-  const int64_t last_largest = LargestLayerBudget(kv, last_budget, shape_.layers);
-  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_largest) + 1) : 0;
+  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_budget) + 1) : 0;
   SetReservation(std::min(reservation_, need - held + transit));
   UploadAll();
 }

@@ -65,10 +65,8 @@ class SequenceCache {
   // The prefill is over: block bounds go back to the pool.
   void EndPrefill();
 
-  // Tokens per kv head that `kv` keeps at this length, mean of the layers.
+  // Tokens per kv head that `kv` keeps at this length.
   int64_t ResolveBudget(const KvParams& kv) const;
-  // The same of one layer.
-  int64_t ResolveBudget(const KvParams& kv, int layer) const;
   // The longest head's length.
   int64_t MaxLength() const;
   // Whether `kv` would drop anything worth the work: heads longer than the budget in the mean, or

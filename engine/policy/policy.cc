@@ -13,8 +13,8 @@ namespace entropyserve {
 namespace {
 
 // Limits of parameters that size memory or loops and have no natural bound.
-constexpr int32_t kMaxWindow = 1024;     // queries kept per sequence, layer and head
-constexpr int32_t kMaxPoolKernel = 255;  // positions; pooling costs this much per cached token
+constexpr int32_t kMaxWindow = 1024;    // queries kept per sequence, layer and head
+constexpr int32_t kMaxPoolReach = 127;  // positions; pooling costs this much per cached token
 
 // ---- Names and presets: a part or a preset is added by one line here
 // -----------------------------
@@ -47,8 +47,9 @@ constexpr Named<PrefillParams> kPrefillPresets[] = {
 
 constexpr Named<KvParams> kKvPresets[] = {
     {"latent", {}},
-    {"snapkv", {.rule = KvRule::kSnapKv, .gap = 0, .pool_kernel = 5}},
-    {"adakv", {.rule = KvRule::kAdaKv, .pooling = Pooling::kMax, .pool_kernel = 7}},
+    {"snapkv", {.rule = KvRule::kSnapKv, .gap = 0, .pool_before = 2, .pool_after = 2}},
+    {"adakv",
+     {.rule = KvRule::kAdaKv, .pooling = Pooling::kMax, .pool_before = 3, .pool_after = 3}},
     {"full", {.rule = KvRule::kFull}},
 };
 
@@ -229,11 +230,12 @@ absl::Status Validate(const KvPolicy& policy, std::string_view field) {
   fields.AtLeast("budget_tokens", p.budget, 1);
   fields.Share("fraction", p.fraction);
   fields.AtLeast("gap_tokens", p.gap, 0);
-  fields.Must(p.pool_kernel >= 1 && p.pool_kernel <= kMaxPoolKernel && p.pool_kernel % 2 == 1,
-              "pool_kernel", absl::StrCat("odd and between 1 and ", kMaxPoolKernel), p.pool_kernel);
+  const std::string reach = absl::StrCat("between 0 and ", kMaxPoolReach);
+  fields.Must(p.pool_before >= 0 && p.pool_before <= kMaxPoolReach, "pool_before", reach,
+              p.pool_before);
+  fields.Must(p.pool_after >= 0 && p.pool_after <= kMaxPoolReach, "pool_after", reach,
+              p.pool_after);
   fields.Share("adakv_floor", p.adakv_floor);
-  fields.Must(p.layer_slope > -1 && p.layer_slope < 1, "layer_slope", "above -1 and below 1",
-              p.layer_slope);
   RETURN_IF_ERROR(fields.status());
   if (p.rule == KvRule::kFull) return absl::OkStatus();
   fields.Contradiction(p.budget < p.window + kSinkTokens, "budget_tokens",

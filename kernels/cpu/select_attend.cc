@@ -153,28 +153,10 @@ void AttendTile(const RowChunk& chunk, const Tile& tile, int32_t t, Matmul& matm
   matmul.Run(sum, s.scores.data(), s.values.data(), s.out.data());
 }
 
-// into[j] = into[j] and x[j] * factor, combined
-void Combine(Reduce reduce, const float* x, float factor, int32_t n, float* into) {
-  if (reduce == Reduce::kMean) {
-    for (int32_t j = 0; j < n; ++j) into[j] += x[j] * factor;
-  } else {
-    for (int32_t j = 0; j < n; ++j) into[j] = std::max(into[j], x[j] * factor);
-  }
-}
-
-// Rows that one mean divides by; a maximum divides by none.
-int32_t AveragedRows(const ExactQueries& in) {
-  return (in.head_reduce == Reduce::kMean ? in.group : 1) *
-         (in.query_reduce == Reduce::kMean ? in.rows / in.group : 1);
-}
-
-// Adds the chunk's rows to the combined mass, and writes its outputs.
+// Adds the chunk's share of the means, and writes its outputs.
 void Finish(const RowChunk& chunk, const std::vector<Tile>& tiles, ExactResult* result) {
   AttendScratch& s = chunk.scratch;
-  const ExactQueries& in = chunk.in;
   const int64_t d = chunk.head_dim();
-  // Where both reductions are the same, the order of rows does not matter.
-  const bool per_query = in.head_reduce != in.query_reduce;
   for (int32_t r = 0; r < chunk.rows; ++r) {
     const float inverse = 1.0f / s.row_sum[r];
     if (chunk.want_out) {
@@ -182,20 +164,17 @@ void Finish(const RowChunk& chunk, const std::vector<Tile>& tiles, ExactResult* 
       for (int64_t c = 0; c < d; ++c) out[c] = s.out[r * d + c] * inverse;
     }
     if (!chunk.want_mass) continue;
-    const float share = inverse / float(AveragedRows(in));
+    const float share = inverse / float(chunk.in.rows);
     result->covered += s.row_covered[r] * share;
     for (size_t t = 0; t < tiles.size(); ++t) {
       const Tile& tile = tiles[t];
       if (tile.first_bin < 0) continue;
       const float below = s.tile_max[t * chunk.rows + r] - s.row_max[r];
       const float factor = std::exp(chunk.scale() * below) * share;
-      float* into = (per_query ? s.query_mass.data() : result->mass) + tile.first_bin;
-      Combine(in.head_reduce, chunk.bin_mass(r) + tile.first_bin, factor,
-              (tile.end - tile.begin) / in.bin_size, into);
-    }
-    if (per_query && (chunk.first + r + 1) % in.group == 0) {
-      Combine(in.query_reduce, s.query_mass.data(), 1, in.bins, result->mass);
-      std::fill(s.query_mass.begin(), s.query_mass.end(), 0.0f);
+      const int32_t bins = (tile.end - tile.begin) / chunk.in.bin_size;
+      const float* raw = chunk.bin_mass(r) + tile.first_bin;
+      float* mass = result->mass + tile.first_bin;
+      for (int32_t j = 0; j < bins; ++j) mass[j] += raw[j] * factor;
     }
   }
 }
@@ -228,7 +207,6 @@ void AttendExactly(const ExactQueries& in, Matmul& matmul, AttendScratch& s, Exa
     std::fill_n(result->mass, in.bins, 0.0f);
     result->covered = 0;
     s.bin_mass.resize(int64_t{chunk_rows} * in.bins);
-    s.query_mass.assign(in.bins, 0.0f);
   }
   s.keys.resize(tile_tokens * d * SizeOf(in.pool->dtype));
   s.values.resize(tile_tokens * d);

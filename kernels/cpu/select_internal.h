@@ -29,23 +29,17 @@ struct ExactQueries {
   int32_t bin_begin = 0;            // first token of bin 0
   int32_t bins = 0;
   int32_t bin_size = 1;  // tokens
-  // How the rows' masses combine: `group` consecutive rows are the heads of one query, combined
-  // first.
-  int32_t group = 1;
-  Reduce head_reduce = Reduce::kMean;
-  Reduce query_reduce = Reduce::kMean;
 };
 
 struct ExactResult {
-  float* mass = nullptr;  // [bins] attention mass, combined over the rows; null: not wanted
-  float covered = 0;      // mass outside the bins, under means; with `mass` only
+  float* mass = nullptr;  // [bins] attention mass, mean over the rows; null: not wanted
+  float covered = 0;      // mass outside the bins, mean over the rows; with `mass` only
   float* out = nullptr;   // [rows, head_dim] attention output; null: not wanted
 };
 
 struct AttendScratch {
   std::vector<std::byte> keys;  // of the pool's type
-  std::vector<float> values, scores, out, bin_mass, query_mass, tile_max, row_max, row_sum,
-      row_covered;
+  std::vector<float> values, scores, out, bin_mass, tile_max, row_max, row_sum, row_covered;
 };
 
 // Sums, softmax, values and outputs in fp32 (products of bf16 numbers are exact there). Memory:

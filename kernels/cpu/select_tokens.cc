@@ -23,31 +23,26 @@ struct HeadScores {
   int32_t window() const { return length - earlier; }
 };
 
-// out[i] = mean or maximum of x over `kernel` neighbours, zeros beyond the ends.
-void AveragePool(const std::vector<float>& x, int32_t kernel, std::vector<float>& out) {
-  const int32_t n = int32_t(x.size()), reach = kernel / 2;
-  for (int32_t i = 0; i < n; ++i) {
-    float sum = 0;
-    for (int32_t j = std::max(0, i - reach); j <= std::min(n - 1, i + reach); ++j) sum += x[j];
-    out[i] = sum / float(kernel);
-  }
+// The mean over `kernel` positions, some of them perhaps beyond the ends, of those in [begin, end).
+float Mean(const float* begin, const float* end, int32_t kernel) {
+  return std::accumulate(begin, end, 0.0f) / float(kernel);
 }
-void MaxPool(const std::vector<float>& x, int32_t kernel, std::vector<float>& out) {
-  const int32_t n = int32_t(x.size()), reach = kernel / 2;
-  for (int32_t i = 0; i < n; ++i) {
-    float highest = 0;
-    for (int32_t j = std::max(0, i - reach); j <= std::min(n - 1, i + reach); ++j) {
-      highest = std::max(highest, x[j]);
-    }
-    out[i] = highest;
-  }
+float Maximum(const float* begin, const float* end, int32_t) {
+  return std::accumulate(begin, end, 0.0f, [](float a, float b) { return std::max(a, b); });
 }
 
-// Indexed by Pooling.
-constexpr void (*kPoolings[])(const std::vector<float>&, int32_t, std::vector<float>&) = {
-    AveragePool,
-    MaxPool,
-};
+// A token's score from the masses of its neighbours: a token shares in what lies up to pool_after
+// before it and up to pool_before after it.
+void Pool(const KvParams& kv, const std::vector<float>& mass, std::vector<float>* score) {
+  const int32_t n = int32_t(mass.size()), kernel = kv.pool_before + 1 + kv.pool_after;
+  const auto combine = kv.pooling == Pooling::kMax ? Maximum : Mean;
+  for (int32_t i = 0; i < n; ++i) {
+    const int32_t first = std::max(0, i - kv.pool_after),
+                  last = std::min(n - 1, i + kv.pool_before);
+    const float x = combine(mass.data() + first, mass.data() + last + 1, kernel);
+    (*score)[i] = x == x ? x : 0;  // a NaN would break the order
+  }
+}
 
 // The window's queries that count, oldest first: queries [window_queries * group, head_dim], and
 // what each may see.
@@ -67,22 +62,8 @@ void LoadWindow(const SelectTokensParams& p, const HeadScores& h, SelectScratch&
   }
 }
 
-// mass[t] *= |v[t]|: dropping a token changes the output by at most p |v| (arXiv 2502.03805).
-void WeightByValues(const SelectTokensParams& p, const HeadView& head, std::vector<float>* mass) {
-  const int64_t d = p.shape.head_dim;
-  std::vector<float> values(kPageTokens * d);
-  float* at = mass->data();
-  ForRows(head, 0, int32_t(mass->size()), [&](int64_t row, int32_t n) {
-    LoadVectors(p.pool, p.pool.v, row, n, values.data());
-    for (const float* v = values.data(); v < values.data() + n * d; v += d) {
-      *at++ *= std::sqrt(std::inner_product(v, v + d, v, 0.0f));
-    }
-  });
-}
-
-// Attention mass of the window's queries on every earlier token, combined over the group's heads,
-// then over queries, weighted by values if asked, and pooled over neighbours among the earlier
-// tokens.
+// Attention mass of the window's queries on every earlier token, mean over queries and the group's
+// heads, pooled over neighbours among the earlier tokens.
 void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
   SelectScratch s;
   std::vector<float> mass(h->earlier, 0.0f);
@@ -95,18 +76,11 @@ void Score(const SelectTokensParams& p, Matmul& matmul, HeadScores* h) {
                                .q = s.queries.data(),
                                .limits = s.limits.data(),
                                .bin_begin = 0,
-                               .bins = h->earlier,
-                               .group = p.shape.group(),
-                               .head_reduce = p.kv.head_reduce,
-                               .query_reduce = p.kv.query_reduce};
+                               .bins = h->earlier};
     ExactResult result{.mass = mass.data()};
     AttendExactly(queries, matmul, s.attend, &result);
-    if (p.kv.value_norm) WeightByValues(p, h->head, &mass);
   }
-  kPoolings[int(p.kv.pooling)](mass, p.kv.pool_kernel, h->score);
-  for (float& x : h->score) {
-    if (!(x == x)) x = 0;  // a NaN would break the order
-  }
+  Pool(p.kv, mass, &h->score);
   const int32_t sinks = p.kv.keep_sinks ? std::min(kSinkTokens, h->earlier) : 0;
   std::fill_n(h->score.begin(), sinks, std::numeric_limits<float>::infinity());
 }

@@ -276,71 +276,6 @@ __global__ void __launch_bounds__(kThreads) MassKernel(Passes passes) {
   }
 }
 
-// The same for bins of one key and any reductions. A group may lie across warps and tiles of rows,
-// so the probabilities of a tile go through shared memory, and one thread per key walks the rows in
-// order. Grid: as MassKernel.
-template <typename Tiles>
-__global__ void __launch_bounds__(kThreads) ReducedMassKernel(Passes passes) {
-  constexpr int kStride = kTileKeys + 8;  // without bank conflicts when a warp stores its rows
-  extern __shared__ __align__(128) char shared[];
-  __shared__ __align__(16) float probabilities[kTileRows][kStride];
-  const MassParams& p = passes.p;
-  const MassItem item = p.items[blockIdx.y];
-  if (item.rows == 0) return;
-  const int lane = threadIdx.x % 32, own = threadIdx.x / 32 * 16 + lane / 4;
-  const float scale = 1.4426950408889634f * rsqrtf(float(p.head_dim));
-  const float* log_sums = passes.log_sums + int64_t{blockIdx.y} * p.max_rows;
-  const int32_t bin_end = item.bin_begin + item.bins;
-  const bool head_mean = p.head_reduce == Reduce::kMean,
-             query_mean = p.query_reduce == Reduce::kMean;
-  const float averaged =
-      float((head_mean ? item.group : 1) * (query_mean ? item.rows / item.group : 1));
-  Tiles tiles;
-  for (int tile = 0; tile < kMassTiles; ++tile) {
-    const int32_t begin = item.bin_begin + (int32_t(blockIdx.x) * kMassTiles + tile) * kTileKeys;
-    if (begin >= bin_end) return;
-    __syncthreads();
-    tiles.LoadKeys(item, p.pool_k, p.head_dim, begin, bin_end, shared);
-    float of_query = 0, total = 0;  // of key begin + threadIdx.x
-    int32_t head = 0;               // of the next row
-    for (int32_t first = 0; first < item.rows; first += kTileRows) {
-      tiles.LoadRows(item, p.head_dim, first);
-      Scores s;
-      tiles.Multiply(item, p.head_dim, first, shared, s);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int32_t row = min(first + own + 8 * r, item.rows - 1);
-        const float log_sum = log_sums[row];
-        const int32_t limit = Limit(item, row);
-#pragma unroll
-        for (int n = 0; n < kTileKeys / 8; ++n) {
-          const int32_t key = n * 8 + lane % 4 * 2;
-          float2 x;
-          x.x = begin + key < limit ? exp2f(s[n][2 * r] * scale - log_sum) : 0;
-          x.y = begin + key + 1 < limit ? exp2f(s[n][2 * r + 1] * scale - log_sum) : 0;
-          *reinterpret_cast<float2*>(&probabilities[own + 8 * r][key]) = x;
-        }
-      }
-      __syncthreads();
-      if (threadIdx.x < kTileKeys) {
-        const int32_t rows = min(kTileRows, item.rows - first);
-        for (int32_t row = 0; row < rows; ++row) {
-          const float x = probabilities[row][threadIdx.x];
-          of_query = head_mean ? of_query + x : fmaxf(of_query, x);
-          if (++head < item.group) continue;
-          total = query_mean ? total + of_query : fmaxf(total, of_query);
-          of_query = 0, head = 0;
-        }
-      }
-      __syncthreads();  // before the next tile of rows
-    }
-    if (threadIdx.x < kTileKeys && begin + int32_t(threadIdx.x) < bin_end) {
-      p.mass[int64_t{blockIdx.y} * p.mass_stride + begin - item.bin_begin + threadIdx.x] =
-          total / averaged;
-    }
-  }
-}
-
 size_t PartialBytes(int64_t items, int64_t max_rows, int64_t max_keys) {
   return size_t(items * max_rows * CeilDiv<int64_t>(max_keys, kSplitKeys)) * sizeof(float2);
 }
@@ -356,11 +291,7 @@ void Run(const Passes& passes, cudaStream_t stream) {
   MergeKernel<<<rows, kThreads, 0, stream>>>(passes);
   // A tile holds at least one bin.
   const dim3 ranges(unsigned(CeilDiv(CeilDiv(p.max_keys, kTileKeys), kMassTiles)), items);
-  if (p.head_reduce == Reduce::kMean && p.query_reduce == Reduce::kMean) {
-    MassKernel<Tiles><<<ranges, kThreads, kBytes, stream>>>(passes);
-  } else {
-    ReducedMassKernel<Tiles><<<ranges, kThreads, kBytes, stream>>>(passes);
-  }
+  MassKernel<Tiles><<<ranges, kThreads, kBytes, stream>>>(passes);
   CUDA_CHECK(cudaGetLastError());
 }
 

@@ -1,4 +1,4 @@
-// Where the attention of a few queries falls: exact softmax mass per bin of keys, combined over
+// Where the attention of a few queries falls: exact softmax mass per bin of keys, mean over
 // queries. What the probe estimator asks of a segment's probes and SelectTokens of the window's
 // queries.
 #pragma once
@@ -38,10 +38,6 @@ struct MassParams {
   void* scratch = nullptr;       // MassScratchBytes
   float* mass = nullptr;         // [num_items, mass_stride]
   int64_t mass_stride = 0;       // >= max_bins
-  // How the rows' masses combine: the heads of one query first, then the queries. Other than two
-  // means: bins of one key only.
-  Reduce head_reduce = Reduce::kMean;
-  Reduce query_reduce = Reduce::kMean;
 };
 
 size_t MassScratchBytes(int64_t items, int64_t max_rows, int64_t max_keys);

@@ -79,42 +79,21 @@ __global__ void __launch_bounds__(kThreads) WindowKernel(TokenParams p) {
   }
 }
 
-// mass[t] *= |v[t]|. A warp per earlier token. Grid: (tokens / warps, kv_heads).
-template <typename T>
-__global__ void __launch_bounds__(kThreads) ValueNormKernel(TokenParams p) {
-  const int32_t kv_head = blockIdx.y, lane = threadIdx.x % 32;
-  const int32_t i = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
-  if (i >= LengthsOf(p, kv_head).earlier) return;
-  const HeadView view = ViewHead(p.seq, p.shape.kv_heads, p.layer, kv_head);
-  const int32_t dim = p.shape.head_dim;
-  const T* v = static_cast<const T*>(p.pool_v) + view.Row(i) * dim;
-  float sum = 0;
-  for (int32_t c = lane * 8; c < dim; c += 32 * 8) {
-    float x[8];
-    Load8(v + c, x);
-#pragma unroll
-    for (int e = 0; e < 8; ++e) sum += x[e] * x[e];
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
-  if (lane == 0) p.mass[kv_head * p.stride + i] *= sqrtf(sum);
-}
-
-// Mean or maximum over pool_kernel neighbours among the earlier tokens, zeros beyond the ends.
+// Mean or maximum over neighbours among the earlier tokens, zeros beyond the ends.
 // Grid: (tokens, kv_heads).
 __global__ void __launch_bounds__(kThreads) PoolKernel(TokenParams p) {
   const int32_t kv_head = blockIdx.y, i = blockIdx.x * kThreads + threadIdx.x;
   const Lengths lengths = LengthsOf(p, kv_head);
   if (i >= lengths.earlier) return;
   const float* mass = p.mass + kv_head * p.stride;
-  const int32_t reach = p.kv.pool_kernel / 2;
-  const int32_t first = max(0, i - reach), last = min(lengths.earlier - 1, i + reach);
+  const int32_t before = p.kv.pool_before, after = p.kv.pool_after;
+  const int32_t first = max(0, i - after), last = min(lengths.earlier - 1, i + before);
   float sum = 0, high = 0;
   for (int32_t j = first; j <= last; ++j) {
     sum += mass[j];
     high = fmaxf(high, mass[j]);
   }
-  float score = p.kv.pooling == Pooling::kMax ? high : sum / float(p.kv.pool_kernel);
+  float score = p.kv.pooling == Pooling::kMax ? high : sum / float(before + 1 + after);
   if (score != score) score = 0;
   if (p.kv.keep_sinks && i < kSinkTokens) score = INFINITY;
   p.scores[kv_head * p.stride + i] = score;
@@ -305,17 +284,7 @@ void RunSelectTokens(const SelectTokensParams& op, void* scratch, size_t scratch
       mass.scratch = at;
       mass.mass = p.mass;
       mass.mass_stride = p.stride;
-      mass.head_reduce = p.kv.head_reduce;
-      mass.query_reduce = p.kv.query_reduce;
       LaunchMass(mass, stream);
-    }
-    if (op.kv.value_norm) {
-      const dim3 warps(unsigned(CeilDiv<int64_t>(tokens, kThreads / 32)), kv_heads);
-      if (p.dtype == DType::kF32) {
-        ValueNormKernel<float><<<warps, kThreads, 0, stream>>>(p);
-      } else {
-        ValueNormKernel<bf16><<<warps, kThreads, 0, stream>>>(p);
-      }
     }
     const dim3 grid(unsigned(CeilDiv<int64_t>(tokens, kThreads)), kv_heads);
     PoolKernel<<<grid, kThreads, 0, stream>>>(p);

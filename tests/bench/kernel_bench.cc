@@ -248,9 +248,6 @@ class Bench {
     p.counts = b.Put(std::vector<int32_t>(heads));
     timer_.Print("select_tokens, " + std::to_string(length),
                  timer_.Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
-    p.kv.query_reduce = Reduce::kMax;
-    timer_.Print("select_tokens, query_reduce max, " + std::to_string(length),
-                 timer_.Time([&](int) { backend_.SelectTokens(p); }), 0, 0);
     CompactParams c;
     c.seq = p.seq;
     c.pool = p.pool;
