@@ -18,20 +18,23 @@ namespace entropyserve {
 namespace {
 
 // An absent file is an empty text: gRPC's own default.
-absl::StatusOr<std::string> ReadPem(const std::string& path) {
-  return path.empty() ? std::string() : ReadFile(path);
+absl::StatusOr<std::string> ReadPem(const char* flag, const std::string& path) {
+  if (path.empty()) return std::string();
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (text.ok()) return text;
+  return absl::NotFoundError(absl::StrCat(flag, ": ", text.status().message()));
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(
     const ClientOptions& options) {
   if (options.tls_cert.empty() != options.tls_key.empty()) {
-    return absl::InvalidArgumentError("a client certificate needs both its file and its key");
+    return absl::InvalidArgumentError("--tls-cert and --tls-key: a client certificate needs both");
   }
   if (options.tls_ca.empty() && options.tls_cert.empty()) return grpc::InsecureChannelCredentials();
   grpc::SslCredentialsOptions ssl;
-  ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.tls_ca));
-  ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem(options.tls_cert));
-  ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem(options.tls_key));
+  ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem("--tls-ca", options.tls_ca));
+  ASSIGN_OR_RETURN(ssl.pem_cert_chain, ReadPem("--tls-cert", options.tls_cert));
+  ASSIGN_OR_RETURN(ssl.pem_private_key, ReadPem("--tls-key", options.tls_key));
   return grpc::SslCredentials(ssl);
 }
 

@@ -16,6 +16,7 @@
 #include "client/command.h"
 #include "client/request_flags.h"
 #include "client/terminal.h"
+#include "engine/base/read_file.h"
 
 namespace entropyserve {
 namespace {
@@ -73,7 +74,7 @@ class Chat {
   void Handle(const std::string& line) {
     constexpr std::string_view kFile = "/file ";
     if (line.substr(0, kFile.size()) == kFile) {
-      const absl::StatusOr<std::string> text = ReadText(line.substr(kFile.size()));
+      const absl::StatusOr<std::string> text = ReadFile(line.substr(kFile.size()));
       if (!text.ok()) {
         ReportUsage(std::string(text.status().message()));
       } else {

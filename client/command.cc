@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -16,12 +17,18 @@
 #include "engine/base/mutex.h"
 #include "engine/base/read_file.h"
 #include "engine/base/status_details.h"
+#include "engine/base/status_macros.h"
 
 namespace entropyserve {
 
 void AddConnectionFlags(FlagSet* flags, ConnectionFlags* connection) {
   flags->Section("Connection");
-  flags->Add("server", &connection->options.server, "HOST:PORT of the server");
+  flags->AddCustom("server", connection->options.server, "HOST:PORT of the server",
+                   [connection](std::string_view text) -> absl::Status {
+                     if (text.empty()) return absl::InvalidArgumentError("expected HOST:PORT");
+                     connection->options.server = std::string(text);
+                     return absl::OkStatus();
+                   });
   flags->Add("api-key", &connection->options.api_key,
              "bearer key; better from the environment than from here");
   flags->Add(
@@ -31,9 +38,23 @@ void AddConnectionFlags(FlagSet* flags, ConnectionFlags* connection) {
   flags->Add("tls-ca", &connection->options.tls_ca, "PEM roots; empty: plaintext");
   flags->Add("tls-cert", &connection->options.tls_cert, "PEM client certificate, for mTLS");
   flags->Add("tls-key", &connection->options.tls_key, "its PEM private key");
-  flags->Add("deadline-seconds", &connection->deadline_seconds, "give up after this; 0: never");
-  flags->Add("attempts", &connection->options.max_attempts,
-             "attempts in all while the server is full or away");
+  flags->AddCustom("deadline-seconds", "0", "give up after this; 0: never",
+                   [connection](std::string_view text) -> absl::Status {
+                     constexpr double kMost = 1e9;  // what clocks count without overflow
+                     ASSIGN_OR_RETURN(connection->deadline_seconds, ParseNumber(text));
+                     if (connection->deadline_seconds >= 0 && connection->deadline_seconds <= kMost)
+                       return absl::OkStatus();
+                     return absl::InvalidArgumentError("expected 0 (never) to 1e9");
+                   });
+  flags->AddCustom("attempts", absl::StrCat(connection->options.max_attempts),
+                   "attempts in all while the server is full or away",
+                   [connection](std::string_view text) -> absl::Status {
+                     ASSIGN_OR_RETURN(const int64_t attempts, ParseInt(text));
+                     if (attempts < 1 || attempts > std::numeric_limits<int>::max())
+                       return absl::InvalidArgumentError("expected at least 1");
+                     connection->options.max_attempts = static_cast<int>(attempts);
+                     return absl::OkStatus();
+                   });
 }
 
 bool ParseCommandLine(FlagSet* flags, const std::vector<std::string>& args, size_t max_positional,
@@ -50,7 +71,9 @@ bool ParseCommandLine(FlagSet* flags, const std::vector<std::string>& args, size
   }
   if (parsed->size() > max_positional) {
     *exit_code = ReportUsage(absl::StrCat("unexpected argument \"", (*parsed)[max_positional],
-                                          "\"; quote a prompt of several words"));
+                                          max_positional == 0
+                                              ? "\"; everything here is a flag, --help lists them"
+                                              : "\"; quote a text of several words"));
     return false;
   }
   *positional = *std::move(parsed);
@@ -125,8 +148,12 @@ void InterruptGuard::Watch(CancelToken* token) {
   impl_->token = token;
 }
 
-absl::StatusOr<std::string> ReadText(const std::string& path) {
-  if (path != "-") return ReadFile(path);
+absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path) {
+  if (path != "-") {
+    absl::StatusOr<std::string> text = ReadFile(path);
+    if (text.ok()) return text;
+    return absl::NotFoundError(absl::StrCat("--", flag, ": ", text.status().message()));
+  }
   return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
 }
 

@@ -70,8 +70,8 @@ class InterruptGuard {
   std::unique_ptr<Impl> impl_;
 };
 
-// A file's bytes, or standard input's for "-". NOT_FOUND.
-absl::StatusOr<std::string> ReadText(const std::string& path);
+// A file's bytes, or standard input's for "-". NOT_FOUND: it cannot be read; names the flag.
+absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path);
 // To a file, or standard output for "-". NOT_FOUND: it cannot be written; names the flag.
 absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text);
 

@@ -51,7 +51,7 @@ void AddFlags(FlagSet* set, InspectFlags* flags) {
 }
 
 absl::Status ReadEvents(const std::string& path, TraceReport* report) {
-  ASSIGN_OR_RETURN(const std::string text, ReadText(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadText("trace-file", path));
   google::protobuf::util::JsonParseOptions options;
   options.ignore_unknown_fields = true;  // of a later version
   int number = 0;

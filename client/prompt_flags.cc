@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "client/command.h"
 #include "client/request_flags.h"
 #include "engine/base/status_macros.h"
@@ -12,10 +13,14 @@ namespace {
 // A document and the question about it, or either alone.
 absl::StatusOr<std::string> PromptText(const PromptFlags& prompt, const std::string& argument,
                                        bool has_argument) {
-  if (prompt.file.empty() && has_argument && argument != "-") return argument;
-  ASSIGN_OR_RETURN(std::string text, ReadText(prompt.file.empty() ? "-" : prompt.file));
+  std::string text = argument;
+  if (!prompt.file.empty() || !has_argument || argument == "-") {
+    ASSIGN_OR_RETURN(text, ReadText("file", prompt.file.empty() ? "-" : prompt.file));
+  }
   if (!prompt.file.empty() && has_argument) text += "\n\n" + argument;
-  return text;
+  if (!text.empty()) return text;
+  return absl::InvalidArgumentError(
+      "the prompt is empty; give it as an argument, with --file, or on standard input");
 }
 
 }  // namespace
@@ -48,10 +53,20 @@ void AddPromptFlags(FlagSet* flags, PromptFlags* prompt, v1::GenerateRequest* re
 absl::Status FillPrompt(const PromptFlags& prompt, const std::vector<std::string>& positional,
                         v1::GenerateRequest* request) {
   if (!prompt.token_ids.empty()) {
-    if (!prompt.system.empty()) {
-      return absl::InvalidArgumentError("--system: --token-ids is the whole prompt");
+    for (const auto& [given, name] :
+         {std::pair(!prompt.system.empty(), "--system"), std::pair(!prompt.file.empty(), "--file"),
+          std::pair(!positional.empty(), "the prompt's text")}) {
+      if (given)
+        return absl::InvalidArgumentError(absl::StrCat(name, ": --token-ids is the whole prompt"));
     }
-    return ParseIds(prompt.token_ids, request->mutable_token_ids()->mutable_ids());
+    const absl::Status parsed =
+        ParseIds(prompt.token_ids, request->mutable_token_ids()->mutable_ids());
+    if (parsed.ok()) return parsed;
+    return absl::InvalidArgumentError(absl::StrCat("--token-ids: ", parsed.message()));
+  }
+  if (request->parse_special() && !prompt.raw) {
+    return absl::InvalidArgumentError(
+        "--parse-special: a message's control tokens stay text; it goes with --raw");
   }
   const std::string argument = positional.empty() ? "" : positional[0];
   ASSIGN_OR_RETURN(std::string text, PromptText(prompt, argument, !positional.empty()));
@@ -59,6 +74,10 @@ absl::Status FillPrompt(const PromptFlags& prompt, const std::vector<std::string
     if (!prompt.system.empty()) {
       return absl::InvalidArgumentError(
           "--system: plain text has no system message; leave out --raw, or write it into the text");
+    }
+    if (prompt.thinking.has_value()) {
+      return absl::InvalidArgumentError(
+          "--thinking: plain text has no template with a switch; leave out --raw");
     }
     request->set_text(std::move(text));
     return absl::OkStatus();

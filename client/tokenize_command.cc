@@ -44,7 +44,7 @@ int RunTokenize(const std::vector<std::string>& args) {
   int exit_code = kExitOk;
   if (!ParseCommandLine(&set, args, 1, &positional, &exit_code)) return exit_code;
   absl::StatusOr<std::string> text =
-      positional.empty() ? ReadText(flags.file.empty() ? "-" : flags.file) : positional[0];
+      positional.empty() ? ReadText("file", flags.file.empty() ? "-" : flags.file) : positional[0];
   if (!text.ok()) return ReportUsage(std::string(text.status().message()));
 
   v1::TokenizeRequest request;
@@ -80,7 +80,8 @@ int RunDetokenize(const std::vector<std::string>& args) {
   std::vector<std::string> positional;
   int exit_code = kExitOk;
   if (!ParseCommandLine(&set, args, 1, &positional, &exit_code)) return exit_code;
-  const absl::StatusOr<std::string> text = positional.empty() ? ReadText("-") : positional[0];
+  const absl::StatusOr<std::string> text =
+      positional.empty() ? ReadText("file", "-") : positional[0];
   if (!text.ok()) return ReportUsage(std::string(text.status().message()));
   v1::DetokenizeRequest request;
   if (const absl::Status status = ParseIds(*text, request.mutable_ids()); !status.ok()) {

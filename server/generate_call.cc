@@ -160,8 +160,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       context_->TryCancel();
     }
     trace_ = std::move(event.trace);
-    // What was refused before it was accepted has a status only: clients try again what has RetryInfo
-    // as long as no event has come.
+    // What was refused before it was accepted has a status only: clients try again what has
+    // RetryInfo as long as no event has come.
     if (accepted_) last_event_ = std::move(proto);
     Pump();
   }

@@ -20,7 +20,7 @@ struct FakeScript {
   int tokens = 4;         // of each answer; fewer when max_new_tokens says so
   size_t text_bytes = 0;  // of each token's text; 0: "t0 ", "t1 ", ...
   // Of a comparison, beside those that the request's length gives.
-  int64_t compare_batch = 64;                          // positions handed over at a time
+  int64_t compare_batch = 64;  // positions handed over at a time
   // Not OK: the request ends with kError, then or before it is accepted.
   absl::Status fail_after_prefill = absl::OkStatus(), refuse = absl::OkStatus();
   int trace_layers = 0;

@@ -198,8 +198,24 @@ TEST(ClientProgramTest, ExitCodesAndSingleLines) {
   ExpectOneLine(raw, 2, "--system: plain text has no system message");
   Process ids(ENTROPYSERVE_CLIENT, {"generate", "--token-ids=1,2", "--system=be brief"});
   ExpectOneLine(ids, 2, "--system: --token-ids is the whole prompt");
-  Process file(ENTROPYSERVE_CLIENT, {"generate", "--file=/no/such/file"});
-  ExpectOneLine(file, 2, "/no/such/file");
+  for (const auto& [args, part] : std::vector<std::pair<std::vector<std::string>, const char*>>{
+           {{"generate", "--file=/no/such/file"}, "--file: cannot read /no/such/file"},
+           {{"generate", ""}, "the prompt is empty"},
+           {{"generate"}, "the prompt is empty"},
+           {{"generate", "--raw", "--thinking=true", "x"}, "--thinking: "},
+           {{"generate", "--parse-special=true", "x"}, "--parse-special: "},
+           {{"generate", "--token-ids=1,x"}, "--token-ids: expected"},
+           {{"generate", "--token-ids=1,2", "x"}, "the prompt's text: --token-ids is the whole"},
+           {{"generate", "--server=", "x"}, "--server: expected HOST:PORT"},
+           {{"generate", "--attempts=0", "x"}, "--attempts: expected at least 1"},
+           {{"generate", "--deadline-seconds=-1", "x"}, "--deadline-seconds: expected 0"},
+           {{"generate", "--tls-ca=/no/such/file", "x"}, "--tls-ca: cannot read /no/such/file"},
+           {{"generate", "--tls-cert=/no/such/file", "x"}, "--tls-cert and --tls-key"},
+           {{"generate", "two", "words"}, "quote a text"},
+           {{"chat", "word"}, "everything here is a flag"}}) {
+    Process wrong(ENTROPYSERVE_CLIENT, args);
+    ExpectOneLine(wrong, 2, part);
+  }
   // Port 1 is never served; one attempt, so that the test does not wait for retries.
   Process away(ENTROPYSERVE_CLIENT, {"models", "--server=127.0.0.1:1", "--attempts=1"});
   ExpectOneLine(away, 1, "UNAVAILABLE");

@@ -97,7 +97,7 @@ absl::Status Bench::Prepare() {
     return absl::OkStatus();
   }
   v1::TokenizeRequest request;
-  ASSIGN_OR_RETURN(*request.mutable_text(), ReadText(settings_.text_file));
+  ASSIGN_OR_RETURN(*request.mutable_text(), ReadText("text", settings_.text_file));
   ASSIGN_OR_RETURN(const v1::TokenizeResponse tokens, client->Tokenize(request, call));
   if (tokens.ids().empty()) {
     return absl::InvalidArgumentError(absl::StrCat("--text: ", settings_.text_file, " is empty"));

@@ -161,7 +161,7 @@ absl::Status SetMode(const RawFlags& raw, BenchSettings* settings) {
     workload->ramp_from = *raw.ramp_from;
   }
   if (raw.replay.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::string text, ReadText(raw.replay));
+  ASSIGN_OR_RETURN(const std::string text, ReadText("replay", raw.replay));
   const auto trace = ParseTrace(text);
   if (!trace.ok()) {
     return absl::InvalidArgumentError(

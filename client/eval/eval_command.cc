@@ -158,7 +158,7 @@ absl::StatusOr<TaskRun> MakeRun(const EvalFlags& flags, const Haystack* haystack
 
 absl::StatusOr<Haystack> ReadHaystack(const std::string& path) {
   if (path.empty()) return Haystack();
-  ASSIGN_OR_RETURN(const std::string text, ReadText(path));
+  ASSIGN_OR_RETURN(const std::string text, ReadText("haystack", path));
   return Haystack(path.substr(path.rfind('/') + 1), text);
 }
 
@@ -189,7 +189,7 @@ std::function<void(int, int)> Progress() {
 // The text's windows at one length, from the server's tokenizer.
 absl::StatusOr<CompareRun> MakeCompare(const EvalFlags& flags, const TaskRun& run, int64_t length,
                                        Client* client) {
-  ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
+  ASSIGN_OR_RETURN(const std::string text, ReadText("text", flags.text));
   v1::TokenizeRequest request;
   request.set_text(text);
   request.set_add_bos(true);
@@ -276,8 +276,8 @@ absl::Status Show(const EvalFlags& flags, const TaskRun& run, const RecordFile& 
 
 // What earlier runs measured, with the policies and tasks that they had.
 int ReportOnly(const EvalFlags& flags, TaskRun run) {
-  if (const auto there = ReadText(flags.output); !there.ok()) {
-    return ReportUsage(absl::StrCat("--output: ", there.status().message()));
+  if (const auto there = ReadText("output", flags.output); !there.ok()) {
+    return ReportUsage(std::string(there.status().message()));
   }
   const auto records = RecordFile::Open(flags.output, true, "");
   if (!records.ok()) return ReportUsage(std::string(records.status().message()));
