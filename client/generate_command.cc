@@ -35,12 +35,8 @@ void AddFlags(FlagSet* set, GenerateFlags* flags) {
                  "progress bar; auto: when stderr is a terminal");
   set->Add("receipt", &flags->receipt, "print what the request cost");
   set->Add("json", &flags->json, "one JSON object per event on stdout instead");
-  set->AddCustom("trace", "", "true: ask for trace events; with --json",
-                 [flags](std::string_view text) -> absl::Status {
-                   ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-                   flags->request.set_trace(value);
-                   return absl::OkStatus();
-                 });
+  set->AddSwitch("trace", "false", "ask for trace events; with --json",
+                 [flags](bool value) { flags->request.set_trace(value); });
   AddRequestFlags(set, &flags->request);
   AddConnectionFlags(set, &flags->connection);
 }

@@ -33,12 +33,8 @@ void AddPromptFlags(FlagSet* flags, PromptFlags* prompt, v1::GenerateRequest* re
   flags->Add("thinking", &prompt->thinking,
              "whether the model may think first, where it has a switch");
   flags->Add("token-ids", &prompt->token_ids, "the prompt as ids, e.g. 1,2,3");
-  flags->AddCustom("parse-special", "", "true: with --raw, read control tokens from the text",
-                   [request](std::string_view text) -> absl::Status {
-                     ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-                     request->set_parse_special(value);
-                     return absl::OkStatus();
-                   });
+  flags->AddSwitch("parse-special", "false", "with --raw, read control tokens from the text",
+                   [request](bool value) { request->set_parse_special(value); });
   flags->AddCustom("session", "", "continue this session", [request](std::string_view text) {
     request->set_session_id(std::string(text));
     return absl::OkStatus();

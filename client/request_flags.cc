@@ -70,12 +70,8 @@ void AddRequestFlags(FlagSet* flags, v1::GenerateRequest* request) {
       [s](std::string_view text) { return ParseIds(text, s->mutable_stop_token_ids()); });
   AddInt<int64_t>(flags, "max-new-tokens", "longest answer", s, &Sampling::set_max_new_tokens);
   AddInt<int64_t>(flags, "min-new-tokens", "shortest answer", s, &Sampling::set_min_new_tokens);
-  flags->AddCustom("ignore-eos", "", "true: do not end at the model's end tokens",
-                   [s](std::string_view text) -> absl::Status {
-                     ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-                     s->set_ignore_eos(value);
-                     return absl::OkStatus();
-                   });
+  flags->AddSwitch("ignore-eos", "false", "do not end at the model's end tokens",
+                   [s](bool value) { s->set_ignore_eos(value); });
   AddInt<int32_t>(flags, "logprobs", "report this many of the likeliest, 0 to 20; with --json", s,
                   &Sampling::set_logprobs);
   flags->AddCustom(

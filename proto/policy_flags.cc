@@ -65,11 +65,6 @@ absl::Status SetField(Message* message, const FieldDescriptor* field, std::strin
     case FieldDescriptor::CPPTYPE_STRING:
       reflection->SetString(message, field, std::string(text));
       return absl::OkStatus();
-    case FieldDescriptor::CPPTYPE_BOOL: {
-      ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-      reflection->SetBool(message, field, value);
-      return absl::OkStatus();
-    }
     case FieldDescriptor::CPPTYPE_FLOAT: {
       ASSIGN_OR_RETURN(const double value, ParseNumber(text));
       reflection->SetFloat(message, field, static_cast<float>(value));
@@ -88,8 +83,7 @@ absl::Status SetField(Message* message, const FieldDescriptor* field, std::strin
 }
 
 // A field's value as --help shows it; empty for an absent one.
-std::string Shown(const Message& message, const char* name) {
-  const FieldDescriptor* field = message.GetDescriptor()->FindFieldByName(name);
+std::string Shown(const Message& message, const FieldDescriptor* field) {
   const google::protobuf::Reflection& reflection = *message.GetReflection();
   if (!reflection.HasField(message, field)) return "";
   switch (field->cpp_type()) {
@@ -109,12 +103,16 @@ template <typename Part, size_t kCount>
 void AddFlags(FlagSet* flags, v1::Policy* policy, const PolicyFlag (&table)[kCount],
               const Message& defaults, Part part) {
   for (const PolicyFlag& entry : table) {
-    flags->AddCustom(entry.flag, Shown(defaults, entry.field), entry.help,
-                     [policy, part, entry](std::string_view text) {
-                       Message* message = part(policy);
-                       return SetField(
-                           message, message->GetDescriptor()->FindFieldByName(entry.field), text);
-                     });
+    const FieldDescriptor* field = defaults.GetDescriptor()->FindFieldByName(entry.field);
+    if (field->cpp_type() == FieldDescriptor::CPPTYPE_BOOL) {
+      flags->AddSwitch(entry.flag, Shown(defaults, field), entry.help, [=](bool value) {
+        Message* message = part(policy);
+        message->GetReflection()->SetBool(message, field, value);
+      });
+      continue;
+    }
+    flags->AddCustom(entry.flag, Shown(defaults, field), entry.help,
+                     [=](std::string_view text) { return SetField(part(policy), field, text); });
   }
 }
 

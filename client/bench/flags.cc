@@ -92,12 +92,8 @@ void AddPromptFlags(FlagSet* set, RawFlags* raw, BenchSettings* settings) {
   set->Add("slow-pause-ms", &raw->slow_pause_ms, "after each event that a slow reader reads");
   v1::SamplingParams* sampling = settings->request.mutable_sampling();
   sampling->set_ignore_eos(true);
-  set->AddCustom("ignore-eos", "true", "answers have exactly their planned length",
-                 [sampling](std::string_view text) -> absl::Status {
-                   ASSIGN_OR_RETURN(const bool value, ParseBool(text));
-                   sampling->set_ignore_eos(value);
-                   return absl::OkStatus();
-                 });
+  set->AddSwitch("ignore-eos", "true", "answers have exactly their planned length",
+                 [sampling](bool value) { sampling->set_ignore_eos(value); });
   set->AddCustom("temperature", "", "0: greedy; absent: the server's default",
                  [sampling](std::string_view text) -> absl::Status {
                    ASSIGN_OR_RETURN(const double value, ParseNumber(text));

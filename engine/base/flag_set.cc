@@ -161,6 +161,15 @@ void FlagSet::AddChoice(std::string name, std::string* target, std::vector<std::
   };
   AddFlag(std::move(name), *target, std::move(help), false, Store(target, parse));
 }
+void FlagSet::AddSwitch(std::string name, std::string shown_default, std::string help,
+                        std::function<void(bool)> set) {
+  AddFlag(std::move(name), std::move(shown_default), std::move(help), true,
+          [set = std::move(set)](std::string_view text) -> absl::Status {
+            ASSIGN_OR_RETURN(const bool value, ParseBool(text));
+            set(value);
+            return absl::OkStatus();
+          });
+}
 void FlagSet::AddCustom(std::string name, std::string shown_default, std::string help,
                         FlagSetter setter) {
   AddFlag(std::move(name), std::move(shown_default), std::move(help), false, std::move(setter));

@@ -50,7 +50,10 @@ class FlagSet {
   // One of `choices`.
   void AddChoice(std::string name, std::string* target, std::vector<std::string> choices,
                  std::string help);
-  // Anything else. `shown_default` is for --help.
+  // --name, --name=false, for what is no bool. `shown_default` is for --help.
+  void AddSwitch(std::string name, std::string shown_default, std::string help,
+                 std::function<void(bool)> set);
+  // Anything else.
   void AddCustom(std::string name, std::string shown_default, std::string help, FlagSetter setter);
 
   // Parses arguments after the program's (or subcommand's) name. With an env_prefix, first the file
