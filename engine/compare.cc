@@ -108,6 +108,7 @@ int64_t CompareJob::WorstCasePages() const {
 }
 
 absl::Status CompareJob::Begin() {
+  begun_ = true;
   const int64_t need = WorstCasePages();
   if (need > pool_->total()) {
     return absl::ResourceExhaustedError(absl::StrCat(

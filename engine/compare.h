@@ -56,6 +56,7 @@ class CompareJob {
   int64_t WorstCasePages() const;  // of both caches
   // Reserves both caches' worst case. RESOURCE_EXHAUSTED: it can never fit; retryable: not now.
   absl::Status Begin();
+  bool begun() const { return begun_; }
   // The next step; a chunk of a prefill has about `chunk` tokens. What it found is added to `out`.
   // RESOURCE_EXHAUSTED: no memory for the step. INTERNAL: logits that are not finite.
   absl::Status Step(int64_t chunk, StepBatch* batch, std::vector<ComparePosition>* out);
@@ -97,6 +98,7 @@ class CompareJob {
   const Clock* const clock_;
   const int64_t prompt_;   // tokens before decode_from
   const int64_t to_feed_;  // the last token is fed only as a part of a prompt
+  bool begun_ = false;
   Side a_, b_;
   Piece piece_;
   int64_t scored_ = 0;  // next position to score

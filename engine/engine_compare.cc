@@ -73,12 +73,17 @@ void EngineImpl::BeginCompare(CompareRequest request, std::shared_ptr<CompareCha
                               kRetrySeconds));
     return;
   }
+  ++counts_.admitted;
   compare_ = std::make_unique<CompareJob>(std::move(request), channel, backend_.get(), model_.get(),
                                           pool_.get(), clock_.get());
-  do {
-    tiers_.MakeRoom(compare_->WorstCasePages(), /*may_drop=*/false);
-  } while (tiers_.Advance());
-  if (absl::Status status = compare_->Begin(); !status.ok()) EndCompare(channel, status);
+}
+
+// Idle sessions move out of its way, and are dropped for it only where no request is there: one
+// that runs will give its memory back. True: it need not wait for what is moving.
+bool EngineImpl::MakeRoomForCompare() {
+  const int64_t pages = compare_->WorstCasePages();
+  tiers_.MakeRoom(pages, /*may_drop=*/sequences_.empty());
+  return !tiers_.moving() || pages <= pool_->available() || pages > pool_->total();
 }
 
 void EngineImpl::StepCompare() {
@@ -89,11 +94,16 @@ void EngineImpl::StepCompare() {
     return EndCompare(channel, absl::DeadlineExceededError("the request's deadline has passed"));
   }
   if (channel->full()) return;  // the caller does not take what there is
+  if (!compare_->begun()) {
+    if (!MakeRoomForCompare()) return;
+    if (absl::Status status = compare_->Begin(); !status.ok()) return EndCompare(channel, status);
+  }
   const bool alone = sequences_.empty();
   std::vector<ComparePosition> found;
   const absl::Status status =
       compare_->Step(alone ? options_.lone_chunk_tokens : options_.step_tokens, &step_, &found);
   channel->Push(std::move(found));
+  ++counts_.steps;
   worked_ = true;
   if (!status.ok()) return EndCompare(channel, status);
   if (compare_->done()) EndCompare(channel, compare_->Result());
@@ -105,6 +115,10 @@ void EngineImpl::EndCompare(std::shared_ptr<CompareChannel> channel,
                             absl::StatusOr<CompareResult> result) {
   if (compare_ && compare_->channel() == channel) {
     const std::unique_ptr<CompareJob> ended = std::move(compare_);  // gives its pages back
+    const absl::Status& status = result.status();
+    const bool cancelled = absl::IsCancelled(status) || absl::IsDeadlineExceeded(status) ||
+                           absl::IsUnavailable(status);
+    ++(status.ok() ? counts_.completed : cancelled ? counts_.cancelled : counts_.failed);
   }
   PublishStats();
   channel->Finish(std::move(result));

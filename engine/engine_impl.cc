@@ -398,8 +398,9 @@ int64_t EngineImpl::LogicalKvBytes() {
 }
 
 void EngineImpl::PublishStats() {
-  counts_.running = scheduler_.running();
-  counts_.waiting = int64_t(sequences_.size()) - counts_.running;  // their session's file too
+  counts_.running = scheduler_.running() + (compare_ ? 1 : 0);
+  // For their session's file, too.
+  counts_.waiting = int64_t(sequences_.size()) - scheduler_.running();
   counts_.pages_total = pool_->total();
   counts_.pages_used = pool_->used();
   counts_.page_bytes = pool_->page_bytes();

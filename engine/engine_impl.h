@@ -116,6 +116,7 @@ class EngineImpl final : public Engine {
 
   // Engine thread: comparisons (engine_compare.cc).
   void BeginCompare(CompareRequest request, std::shared_ptr<CompareChannel> channel);
+  bool MakeRoomForCompare();
   void StepCompare();
   void EndCompare(std::shared_ptr<CompareChannel> channel, absl::StatusOr<CompareResult> result);
 

@@ -65,7 +65,7 @@ std::vector<MetricFamily> Unlabelled(const ServerGauges& gauges) {
   const Row rows[] = {
       {"entropyserve_ready", "1 when the service answers requests.", kGauge,
        gauges.ready ? 1.0 : 0.0},
-      {"entropyserve_open_streams", "Generate calls that are open.", kGauge,
+      {"entropyserve_open_streams", "Generate and Compare calls that are open.", kGauge,
        Number(gauges.open_streams)},
       {"entropyserve_running_requests", "Requests the engine works on.", kGauge, Number(e.running)},
       {"entropyserve_waiting_requests", "Requests in the engine's queue.", kGauge,

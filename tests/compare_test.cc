@@ -14,6 +14,7 @@
 #include "engine/base/status_details.h"
 #include "engine/engine_factory.h"
 #include "tests/fake_model.h"
+#include "tests/manual_engine.h"
 #include "tests/model_testing.h"
 
 namespace entropyserve {
@@ -137,8 +138,9 @@ EngineRequest GenerateRequest(std::vector<int32_t> prompt, int64_t max_new) {
 
 class CompareTest : public testing::Test {
  protected:
-  void Start(int64_t pages = 4000, int64_t max_context = 16384) {
+  void Start(int64_t pages = 4000, int64_t max_context = 16384, EngineOptions options = {}) {
     EngineParts parts;
+    parts.options = options;
     parts.backend = MakeCpuBackend(1);
     auto model = std::make_unique<FakeModel>(parts.backend.get());
     model_ = model.get();
@@ -163,6 +165,15 @@ class CompareTest : public testing::Test {
     EXPECT_TRUE(id.ok()) << id.status();
     id_ = id.ok() ? *id : 0;
     return sink;
+  }
+
+  // An idle session with about `tokens` tokens in the pool.
+  std::string MakeSession(int64_t tokens) {
+    const std::string id = engine_->CreateSession("")->id;
+    EngineRequest turn = GenerateRequest(RandomTokens(1000, tokens), 1);
+    turn.session_id = id;
+    EXPECT_TRUE(Submit(std::move(turn))->Wait().status.ok());
+    return id;
   }
 
   std::shared_ptr<ManualClock> clock_ = std::make_shared<ManualClock>();
@@ -297,6 +308,93 @@ TEST_F(CompareTest, MemoryThatIsNotThere) {
   const Outcome rows = RunCompare(engine_.get(), Request(RandomTokens(1000, 2000), 0, 0));
   EXPECT_TRUE(absl::IsResourceExhausted(rows.result.status())) << rows.result.status();
   ExpectPagesReturned();
+}
+
+// 32 pages in each of 4 heads for each policy; the sessions hold 47 in each head.
+TEST(CompareRoomTest, SessionsMoveForItAPageAStepWhileOthersGoOn) {
+  ManualEngine m({.session_host_bytes = int64_t{1} << 30, .session_step_bytes = 1}, 400);
+  Engine& engine = *m.engine;
+  const std::string id = engine.CreateSession("")->id;
+  EngineRequest turn = GenerateRequest(RandomTokens(1000, 3000), 1);
+  turn.session_id = id;
+  auto sink = std::make_shared<WaitingSink>();
+  ASSERT_TRUE(engine.Submit(std::move(turn), sink).ok());
+  while (engine.Stats().completed == 0) m.engine->RunOnce();
+  constexpr int64_t kTokens = 1000;
+  auto other = std::make_shared<WaitingSink>();
+  const auto running = engine.Submit(GenerateRequest(RandomTokens(1000, 10), kTokens), other);
+  m.engine->RunOnce();
+  engine.SetPaused(*running, true);
+
+  std::atomic<bool> done = false;
+  Outcome outcome;
+  std::thread comparing([&] {
+    outcome = RunCompare(&engine, Request(RandomTokens(1000, 2000), 0, 0));
+    done = true;
+  });
+  while (engine.Stats().memory[3].name != "compare") m.engine->RunOnce();
+  EXPECT_EQ(engine.GetSession("", id)->tier, SessionTier::kDevice) << "moved in one step";
+  engine.SetPaused(*running, false);
+  const int64_t before = engine.Stats().generated_tokens;
+  while (engine.GetSession("", id)->tier == SessionTier::kDevice) m.engine->RunOnce();
+  EXPECT_GT(engine.Stats().generated_tokens - before, 150);
+  while (!done) m.engine->RunOnce();
+  comparing.join();
+  EXPECT_TRUE(outcome.result.ok()) << outcome.result.status();
+  engine.Cancel(*running, absl::CancelledError("enough"));
+  while (engine.Stats().running > 0) m.engine->RunOnce();
+  EXPECT_EQ(m.pool->used(), 0);
+}
+
+TEST_F(CompareTest, WhereThereIsNoOtherTierAnIdleEngineDropsSessionsForIt) {
+  Start(400, 4096);
+  const std::string id = MakeSession(3000);
+  auto sink = Submit(GenerateRequest(RandomTokens(1000, 10), 1000));
+  sink->WaitForFirst();
+  engine_->SetPaused(id_, true);
+  const CompareRequest request = Request(RandomTokens(1000, 2000), 0, 0);
+  const Outcome refused = RunCompare(engine_.get(), request);
+  EXPECT_TRUE(absl::IsResourceExhausted(refused.result.status())) << refused.result.status();
+  EXPECT_TRUE(IsRetryable(refused.result.status()));
+  EXPECT_TRUE(engine_->GetSession("", id).ok()) << "the request will give its memory back";
+  engine_->Cancel(id_, absl::CancelledError("enough"));
+  sink->Wait();
+  // What can never fit costs nobody a session.
+  EXPECT_FALSE(RunCompare(engine_.get(), Request(RandomTokens(1000, 4000), 0, 0)).result.ok());
+  EXPECT_TRUE(engine_->GetSession("", id).ok());
+  EXPECT_TRUE(RunCompare(engine_.get(), request).result.ok());
+  EXPECT_EQ(Reason(engine_->GetSession("", id).status()), kSessionLost);
+  ExpectPagesReturned();
+}
+
+TEST_F(CompareTest, IsInTheRequestCounts) {
+  Start(1000, 16384);
+  const auto expect = [&](int64_t admitted, int64_t running, int64_t completed, int64_t cancelled,
+                          int64_t failed) {
+    EXPECT_TRUE(engine_->WarmUp().ok());  // a round trip through the engine thread
+    const EngineStats stats = engine_->Stats();
+    EXPECT_EQ(stats.admitted, admitted);
+    EXPECT_EQ(stats.running, running);
+    EXPECT_EQ(stats.waiting, 0);
+    EXPECT_EQ(stats.completed, completed);
+    EXPECT_EQ(stats.cancelled, cancelled);
+    EXPECT_EQ(stats.failed, failed);
+    return stats.steps;
+  };
+  EXPECT_TRUE(RunCompare(engine_.get(), Request(RandomTokens(1000, 200), 0, 0)).result.ok());
+  // Both policies read the text, then 199 rows are scored, 64 at a time.
+  EXPECT_EQ(expect(1, 0, 1, 0, 0), 6);
+  StandingCompare standing(engine_.get(), Request(RandomTokens(1000, kLong), 0, 0));
+  expect(2, 1, 1, 0, 0);
+  EXPECT_FALSE(RunCompare(engine_.get(), Request(RandomTokens(1000, 200), 0, 0)).result.ok());
+  expect(2, 1, 1, 0, 0);  // refused, because one is running
+  engine_->Drain(std::chrono::steady_clock::now());
+  EXPECT_TRUE(absl::IsUnavailable(standing.GoOn().status()));
+  expect(2, 0, 1, 1, 0);
+
+  Start(100, 16384);
+  EXPECT_FALSE(RunCompare(engine_.get(), Request(RandomTokens(1000, 8000), 0, 0)).result.ok());
+  expect(1, 0, 0, 0, 1);
 }
 
 TEST_F(CompareTest, BadFieldsAreNamed) {
