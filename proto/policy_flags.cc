@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/base/status_macros.h"
 #include "entropyserve/v1/entropyserve.pb.h"
@@ -125,6 +126,20 @@ void AddPolicyFlags(FlagSet* flags, v1::Policy* policy, const v1::Policy* defaul
            [](v1::Policy* p) -> Message* { return p->mutable_prefill(); });
   AddFlags(flags, policy, kKvFlags, shown.kv(),
            [](v1::Policy* p) -> Message* { return p->mutable_kv(); });
+}
+
+absl::Status NameFlag(const absl::Status& status) {
+  const auto named = [&status](const char* policy, const auto& table) -> std::string {
+    for (const PolicyFlag& entry : table) {
+      const std::string field = absl::StrCat(policy, ".", entry.field, ":");
+      if (absl::StartsWith(status.message(), field))
+        return absl::StrCat("--", entry.flag, ":", status.message().substr(field.size()));
+    }
+    return "";
+  };
+  std::string message = named("--prefill-policy", kPrefillFlags);
+  if (message.empty()) message = named("--kv-policy", kKvFlags);
+  return message.empty() ? status : absl::Status(status.code(), message);
 }
 
 }  // namespace entropyserve

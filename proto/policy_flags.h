@@ -2,6 +2,7 @@
 // and for a client's requests.
 #pragma once
 
+#include "absl/status/status.h"
 #include "engine/base/flag_set.h"
 
 namespace entropyserve {
@@ -15,5 +16,9 @@ class Policy;
 // policy is used.
 // `defaults`: what --help shows; nullptr: nothing.
 void AddPolicyFlags(FlagSet* flags, v1::Policy* policy, const v1::Policy* defaults = nullptr);
+
+// A complaint about a field of "--prefill-policy" or "--kv-policy" ("--kv-policy.budget_tokens:
+// ...") as one about its flag ("--kv-budget: ..."); any other as it is.
+absl::Status NameFlag(const absl::Status& status);
 
 }  // namespace entropyserve

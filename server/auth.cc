@@ -7,6 +7,7 @@
 #include <cctype>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "engine/base/read_file.h"
@@ -60,7 +61,9 @@ absl::StatusOr<Authenticator> Authenticator::FromText(std::string_view text,
 absl::StatusOr<std::string> Authenticator::Owner(std::string_view authorization) const {
   if (keys_.empty()) return std::string();
   constexpr std::string_view kBearer = "Bearer ";
-  if (authorization.substr(0, kBearer.size()) != kBearer) {
+  // A scheme's name has no case (RFC 9110, 11.1).
+  if (!absl::StartsWithIgnoreCase({authorization.data(), authorization.size()},
+                                  {kBearer.data(), kBearer.size()})) {
     return absl::UnauthenticatedError("authorization: expected Bearer and a key");
   }
   const std::string digest = Sha256(authorization.substr(kBearer.size()));

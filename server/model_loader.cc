@@ -6,6 +6,7 @@
 #include "engine/engine_factory.h"
 #include "engine/weights/checkpoint.h"
 #include "engine/weights/synthetic.h"
+#include "proto/policy_flags.h"
 #include "server/convert.h"
 
 namespace entropyserve {
@@ -42,9 +43,13 @@ EngineConfig ToEngineConfig(const ServerFlags& flags) {
 }  // namespace
 
 absl::Status SetRequestDefaults(const ServerFlags& flags, ServedModel* model) {
-  ASSIGN_OR_RETURN(model->prefill,
-                   PrefillFromProto(flags.policy.prefill(), PrefillPolicy(), "--prefill-policy"));
-  ASSIGN_OR_RETURN(model->kv, KvFromProto(flags.policy.kv(), KvPolicy(), "--kv-policy"));
+  const auto prefill =
+      PrefillFromProto(flags.policy.prefill(), PrefillPolicy(), "--prefill-policy");
+  if (!prefill.ok()) return NameFlag(prefill.status());
+  const auto kv = KvFromProto(flags.policy.kv(), KvPolicy(), "--kv-policy");
+  if (!kv.ok()) return NameFlag(kv.status());
+  model->prefill = *prefill;
+  model->kv = *kv;
   if (flags.seed.has_value()) model->seed = static_cast<uint64_t>(*flags.seed);
   return absl::OkStatus();
 }

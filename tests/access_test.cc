@@ -162,7 +162,7 @@ TEST_F(AccessTest, KeysAreAskedForAndOwnSessions) {
     EXPECT_EQ(create(wrong, &session), grpc::StatusCode::UNAUTHENTICATED) << wrong;
   }
   EXPECT_EQ(Generate(TextRequest()).status.error_code(), grpc::StatusCode::UNAUTHENTICATED);
-  ASSERT_EQ(create("Bearer alpha", &session), grpc::StatusCode::OK);
+  ASSERT_EQ(create("bearer alpha", &session), grpc::StatusCode::OK);
   v1::GetSessionRequest get;
   get.set_session_id(session.id());
   grpc::ClientContext bobs;

@@ -156,7 +156,8 @@ TEST(ServerProgramTest, WrongFlagsExitWithTwo) {
        {std::pair("--modle=x", "--modle: no such flag"),
         std::pair("--dtype=f64", "--dtype: expected auto, f32, bf16"),
         std::pair("extra", "unexpected argument"), std::pair("--prefill-policy=magic", "magic"),
-        std::pair("--prefill-base=0", "base_tokens"),
+        std::pair("--prefill-base=0", "--prefill-base: must be at least 1"),
+        std::pair("--kv-budget=1", "--kv-budget: 1 is less than"),
         std::pair("--listen=0.0.0.0:1", "not a loopback address")}) {
     Process process(ENTROPYSERVE, {"--model=m", arg});
     ExpectOneLine(process, 2, part);
