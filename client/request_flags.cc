@@ -60,7 +60,8 @@ void AddRequestFlags(FlagSet* flags, v1::GenerateRequest* request) {
   AddFloat(flags, "repetition-penalty", "1: off", s, &Sampling::set_repetition_penalty);
   AddFloat(flags, "presence-penalty", "0: off", s, &Sampling::set_presence_penalty);
   AddFloat(flags, "frequency-penalty", "0: off", s, &Sampling::set_frequency_penalty);
-  AddInt<uint64_t>(flags, "seed", "the same seed gives the same tokens", s, &Sampling::set_seed);
+  AddInt<uint64_t>(flags, "seed", "the same seed gives the same noise; absent: drawn by the server",
+                   s, &Sampling::set_seed);
   flags->AddCustom("stop", "", "end before this text; may be repeated", [s](std::string_view text) {
     s->add_stop(std::string(text));
     return absl::OkStatus();
