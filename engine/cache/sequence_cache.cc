@@ -2,77 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 #include "kernels/check.h"
 #include "kernels/kv_view.h"
 
 namespace entropyserve {
 namespace {
-
-// Bounds are needed by the box estimator only.
-bool NeedsBounds(const PrefillParams& p) { return !p.full && p.estimator == Estimator::kBox; }
-
-int32_t BoundsPages(const TurnPlan& plan) {
-  if (!NeedsBounds(plan.prefill)) return 0;
-  return PagesFor(CeilDiv<int64_t>(plan.prompt, plan.prefill.block));
-}
-
-int32_t WindowPages(const TurnPlan& plan, int group) {
-  if (plan.kv.rule == KvRule::kFull) return 0;
-  return CeilDiv(group * plan.kv.window, 2 * kPageTokens);
-}
-
-int64_t Budget(const KvParams& kv, int64_t positions) {
-  const int64_t fraction = int64_t(std::ceil(double(kv.fraction) * double(positions)));
-  return std::max<int64_t>(kv.budget, fraction);
-}
-
-// Lengths of a turn at worst, in tokens of one head beyond what was cached before it.
-struct TurnLengths {
-  int64_t live = 0;     // turn tokens before compression, or in all when there is none
-  int64_t kept = 0;     // tokens after compression, mean of a layer's heads (0: none)
-  int64_t longest = 0;  // the same of one head: adakv may give one head the whole layer's budget
-  int64_t rest = 0;     // tokens appended after it
-};
-
-struct Before {
-  int64_t positions = 0;     // true length before the turn
-  int64_t longest_head = 0;  // cached tokens
-  int64_t mean_head = 0;     // cached tokens, rounded down
-  bool compressed = false;   // ever
-  int kv_heads = 0;
-};
-
-// A cache is worth compressing when its heads, `appended` tokens later, are longer than the budget;
-// one that was compressed before, when they are longer than 1.5 budgets. In the mean: adakv may
-// give one head what the others of its layer do without.
-bool ExceedsBudget(const Before& before, int64_t appended, int64_t budget) {
-  const int64_t length = before.mean_head + appended;
-  return before.compressed ? 2 * length > 3 * budget : length > budget;
-}
-
-TurnLengths LengthsOf(const TurnPlan& plan, const Before& before) {
-  TurnLengths t;
-  t.live = plan.prompt + plan.max_new;
-  if (plan.kv.rule == KvRule::kFull) return t;
-  const int64_t gap = plan.kv.rule == KvRule::kSnapKv ? 0 : plan.kv.gap;
-  // No head keeps more than it has.
-  const int64_t most = before.longest_head + plan.prompt + plan.max_new;
-  const int64_t budget = Budget(plan.kv, before.positions + plan.prompt + plan.max_new);
-  const bool shared = plan.kv.rule == KvRule::kAdaKv;
-  t.kept = std::min(budget, most);
-  t.longest = std::min(shared ? budget * before.kv_heads : budget, most);
-  // Compression comes gap tokens after the prompt if the cache is long enough by then. A cache that
-  // stays shorter until then keeps growing to the end of the turn.
-  const int64_t budget_then = Budget(plan.kv, before.positions + plan.prompt + gap);
-  if (plan.max_new > gap && ExceedsBudget(before, plan.prompt + gap, budget_then)) {
-    t.live = plan.prompt + gap;
-    t.rest = plan.max_new - gap;
-  }
-  return t;
-}
 
 // Int32s that gathering one layer needs: indices and counts of the kept tokens, and the new page
 // table.
@@ -86,27 +24,16 @@ SequenceCache::SequenceCache(Backend* backend, PagePool* pool, AttentionShape sh
     : backend_(backend), pool_(pool), shape_(shape), heads_(shape.layers * shape.kv_heads) {}
 
 SequenceCache::~SequenceCache() {
-  DropTurnMetadata();
+  CloseTurn();
   for (Head& head : heads_) ReleaseAll(&head.pages);
-  SetReservation(0);
+}
+
+CachedLengths SequenceCache::Lengths() const {
+  return {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_};
 }
 
 int64_t SequenceCache::WorstCasePages(const TurnPlan& plan) const {
-  const TurnLengths t = LengthsOf(
-      plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_.kv_heads});
-  const bool compresses = plan.kv.rule != KvRule::kFull;
-  // adakv spreads a layer's pages unevenly: one more page a head for the rounding.
-  const int64_t after = compresses ? PagesFor(t.kept + t.rest) + 1 : 0;
-  const int64_t live = PagesFor(t.live);
-  // A kept turn that is repacked copies the page that the past ends in; a fork does not get that
-  // page back.
-  const int64_t copied = plan.keep ? 1 : 0;
-  const int64_t per_head =
-      std::max(live + copied, after) + BoundsPages(plan) + WindowPages(plan, shape_.group());
-  // In transit while one layer is gathered: what compression keeps, or a turn that is repacked.
-  const int64_t transit =
-      std::max<int64_t>(compresses ? PagesFor(t.kept) + 1 : 0, plan.keep ? live + 1 : 0);
-  return heads_total() * per_head + shape_.kv_heads * transit;
+  return entropyserve::WorstCasePages(plan, Lengths(), shape_);
 }
 
 int64_t SequenceCache::TablePages(int64_t turn, int64_t kept) const {
@@ -117,72 +44,49 @@ int64_t SequenceCache::TablePages(int64_t turn, int64_t kept) const {
 
 absl::Status SequenceCache::BeginTurn(const TurnPlan& plan) {
   Check(!in_turn_ && resident_, "a turn is open, or the tokens are elsewhere");
-  const int64_t need = WorstCasePages(plan);
-  if (!pool_->Reserve(need)) {
-    return absl::ResourceExhaustedError(absl::StrCat("the request needs ", need, " KV pages, ",
-                                                     pool_->available(), " of ", pool_->total(),
-                                                     " are available"));
-  }
-  reservation_ = need;
+  RETURN_IF_ERROR(Reserve(WorstCasePages(plan), "request"));
   plan_ = plan;
   in_turn_ = true;
   compressed_ = false;
   appended_ = 0;
   turn_begin_position_ = position_;
-
-  const int n = heads_total();
-  const TurnLengths t = LengthsOf(
-      plan, {position_, MaxLength(), int64_t(MeanLength()), ever_compressed_, shape_.kv_heads});
   for (Head& head : heads_) head.base = 0;
+  const TurnLengths t = WorstCaseLengths(plan, Lengths(), shape_.kv_heads);
   max_pages_ = int32_t(TablePages(t.live + t.rest, t.longest));
-  scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
   max_bounds_ = BoundsPages(plan);
   max_window_ = WindowPages(plan, shape_.group());
   trace_segments_ = plan.trace ? CeilDiv<int64_t>(plan.prompt, plan.prefill.segment) : 0;
-  device_pages_ = DeviceArray<int32_t>(backend_, int64_t{n} * max_pages_);
-  device_lengths_ = DeviceArray<HeadLength>(backend_, n);
-  device_states_ = DeviceArray<HeadState>(backend_, n);
-  device_counters_ = DeviceArray<SeqCounters>(backend_, 1);
-  scratch_ = DeviceArray<int32_t>(backend_, ScratchSize(shape_.kv_heads, scratch_capacity_));
-  bool ok = scratch_.ok() && device_pages_.ok() && device_lengths_.ok() && device_states_.ok() &&
-            device_counters_.ok();
-  if (max_bounds_ > 0) {
-    device_bounds_ = DeviceArray<int32_t>(backend_, int64_t{n} * max_bounds_);
-    ok = ok && device_bounds_.ok();
-  }
-  if (max_window_ > 0) {
-    device_window_ = DeviceArray<int32_t>(backend_, int64_t{n} * max_window_);
-    ok = ok && device_window_.ok();
-  }
-  if (trace_segments_ > 0) {
-    trace_entropy_ = DeviceArray<float>(backend_, int64_t{n} * trace_segments_);
-    trace_budget_ = DeviceArray<float>(backend_, int64_t{n} * trace_segments_);
-    trace_selected_ = DeviceArray<int32_t>(backend_, int64_t{n} * trace_segments_);
-    ok = ok && trace_entropy_.ok() && trace_budget_.ok() && trace_selected_.ok();
-  }
-  if (!ok) {
-    DropTurnMetadata();
-    SetReservation(0);
-    in_turn_ = false;
+  scratch_capacity_ = std::max(t.longest, plan.keep ? t.live + kPageTokens : 0);
+  if (!AllocateTurn()) {
+    CloseTurn();
     return absl::ResourceExhaustedError("no memory for the request's page tables");
   }
-  if (max_bounds_ > 0) {
-    TakePages(n * max_bounds_, &bounds_);
-    backend_->CopyIn(device_bounds_.data(), bounds_.data(), bounds_.size() * sizeof(int32_t));
-  }
-  if (max_window_ > 0) {
-    TakePages(n * max_window_, &window_);
-    backend_->CopyIn(device_window_.data(), window_.data(), window_.size() * sizeof(int32_t));
-  }
-  if (trace_segments_ > 0) {
-    const std::vector<float> none(size_t(n) * trace_segments_, std::nanf(""));
-    const std::vector<int32_t> dense(none.size(), -1);
-    backend_->CopyIn(trace_entropy_.data(), none.data(), none.size() * sizeof(float));
-    backend_->CopyIn(trace_budget_.data(), none.data(), none.size() * sizeof(float));
-    backend_->CopyIn(trace_selected_.data(), dense.data(), dense.size() * sizeof(int32_t));
-  }
+  TakePages(heads_total() * max_bounds_, &bounds_);
+  TakePages(heads_total() * max_window_, &window_);
+  Upload(bounds_, device_.bounds.data());
+  Upload(window_, device_.window.data());
+  const size_t traced = size_t(heads_total()) * trace_segments_;
+  const std::vector<float> none(traced, std::nanf(""));
+  Upload(none, device_.trace_entropy.data());
+  Upload(none, device_.trace_budget.data());
+  Upload(std::vector<int32_t>(traced, -1), device_.trace_selected.data());
   UploadAll();
   return absl::OkStatus();
+}
+
+bool SequenceCache::AllocateTurn() {
+  const auto allocate = [this](auto* array, int64_t size) {
+    if (size > 0) *array = std::remove_pointer_t<decltype(array)>(backend_, size);
+    return size == 0 || array->ok();
+  };
+  const int64_t n = heads_total();
+  return allocate(&device_.pages, n * max_pages_) && allocate(&device_.lengths, n) &&
+         allocate(&device_.states, n) && allocate(&device_.counters, 1) &&
+         allocate(&device_.bounds, n * max_bounds_) && allocate(&device_.window, n * max_window_) &&
+         allocate(&device_.trace_entropy, n * trace_segments_) &&
+         allocate(&device_.trace_budget, n * trace_segments_) &&
+         allocate(&device_.trace_selected, n * trace_segments_) &&
+         allocate(&device_.scratch, ScratchSize(shape_.kv_heads, scratch_capacity_));
 }
 
 void SequenceCache::Append(int64_t n) {
@@ -207,15 +111,15 @@ void SequenceCache::Advance(int64_t n) {
 }
 
 void SequenceCache::Describe(BatchSeq* seq) const {
-  seq->pages = device_pages_.data();
-  seq->bounds = bounds_.empty() ? nullptr : device_bounds_.data();
-  seq->window_pages = window_.empty() ? nullptr : device_window_.data();
-  seq->lengths = device_lengths_.data();
-  seq->states = device_states_.data();
-  seq->counters = device_counters_.data();
-  seq->trace_entropy = trace_segments_ ? trace_entropy_.data() : nullptr;
-  seq->trace_budget = trace_segments_ ? trace_budget_.data() : nullptr;
-  seq->trace_selected = trace_segments_ ? trace_selected_.data() : nullptr;
+  seq->pages = device_.pages.data();
+  seq->bounds = bounds_.empty() ? nullptr : device_.bounds.data();
+  seq->window_pages = window_.empty() ? nullptr : device_.window.data();
+  seq->lengths = device_.lengths.data();
+  seq->states = device_.states.data();
+  seq->counters = device_.counters.data();
+  seq->trace_entropy = device_.trace_entropy.data();
+  seq->trace_budget = device_.trace_budget.data();
+  seq->trace_selected = device_.trace_selected.data();
   seq->trace_segments = trace_segments_;
   seq->max_pages = max_pages_;
   seq->max_bounds = max_bounds_;
@@ -242,9 +146,7 @@ double SequenceCache::MeanLength() const {
 }
 
 bool SequenceCache::WantsCompression(const KvParams& kv) const {
-  return kv.rule != KvRule::kFull && ExceedsBudget({position_, MaxLength(), int64_t(MeanLength()),
-                                                    ever_compressed_, shape_.kv_heads},
-                                                   0, ResolveBudget(kv));
+  return kv.rule != KvRule::kFull && ExceedsBudget(Lengths(), 0, ResolveBudget(kv));
 }
 
 void SequenceCache::Compress(const KvParams& kv) {
@@ -252,9 +154,10 @@ void SequenceCache::Compress(const KvParams& kv) {
   const int64_t budget = ResolveBudget(kv);
   if (MaxLength() <= budget) return;
   const int64_t kv_heads = shape_.kv_heads;
-  int64_t capacity = std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? budget * kv_heads : budget);
+  const int64_t capacity =
+      std::min(MaxLength(), kv.rule == KvRule::kAdaKv ? budget * kv_heads : budget);
   Check(capacity <= scratch_capacity_, "compaction scratch");
-  int32_t* const counts = scratch_.data();
+  int32_t* const counts = device_.scratch.data();
   int32_t* const indices = counts + kv_heads;
   std::vector<std::vector<int32_t>> kept(shape_.layers, std::vector<int32_t>(kv_heads));
   const int64_t turn_tokens = position_ - turn_begin_position_;
@@ -284,18 +187,19 @@ void SequenceCache::Compress(const KvParams& kv) {
   appended_ = 0;
   compressed_ = ever_compressed_ = true;
   if (!plan_.keep) ReleaseAll(&window_);
-  // What is left of this turn needs less now.
-  int64_t held = 0, need = 0;
-  const int64_t rest = std::max<int64_t>(0, plan_.prompt + plan_.max_new - turn_tokens);
-  for (const Head& head : heads_) {
-    held += int64_t(head.pages.size());
-    need += PagesFor(head.base + rest);
-  }
-  // The turn's last compression may keep more: a fraction grows with the positions.
-  const int64_t last_budget = Budget(kv, turn_begin_position_ + plan_.prompt + plan_.max_new);
-  const int64_t transit = plan_.keep ? kv_heads * (PagesFor(last_budget) + 1) : 0;
-  SetReservation(std::min(reservation_, need - held + transit));
+  ShrinkReservation(kv);
   UploadAll();
+}
+
+void SequenceCache::ShrinkReservation(const KvParams& kv) {
+  const int64_t all = plan_.prompt + plan_.max_new;
+  const int64_t rest = std::max<int64_t>(0, all - (position_ - turn_begin_position_));
+  int64_t need = 0;
+  for (const Head& head : heads_) need += PagesFor(head.base + rest);
+  // The turn's last compression may keep more: a fraction grows with the positions.
+  const int64_t last_budget = Budget(kv, turn_begin_position_ + all);
+  const int64_t transit = plan_.keep ? shape_.kv_heads * (PagesFor(last_budget) + 1) : 0;
+  SetReservation(std::min(reservation_, need - kv_pages_held() + transit));
 }
 
 void SequenceCache::GatherLayer(int layer, int64_t capacity,
@@ -303,7 +207,7 @@ void SequenceCache::GatherLayer(int layer, int64_t capacity,
                                 const std::vector<int32_t>& keep_pages) {
   const int kv_heads = shape_.kv_heads;
   const int64_t max_new = std::max<int64_t>(1, PagesFor(capacity));
-  int32_t* const counts = scratch_.data();
+  int32_t* const counts = device_.scratch.data();
   int32_t* const indices = counts + kv_heads;
   int32_t* const device_table = indices + kv_heads * capacity;
   std::vector<int32_t> table(kv_heads * max_new, 0);
@@ -312,7 +216,7 @@ void SequenceCache::GatherLayer(int layer, int64_t capacity,
     TakePages(PagesFor(host_counts[h]), &fresh[h]);
     std::copy(fresh[h].begin(), fresh[h].end(), table.begin() + h * max_new);
   }
-  backend_->CopyIn(device_table, table.data(), table.size() * sizeof(int32_t));
+  Upload(table, device_table);
   BatchSeq seq;
   Describe(&seq);
   backend_->Compact({.seq = &seq,
@@ -326,8 +230,7 @@ void SequenceCache::GatherLayer(int layer, int64_t capacity,
                      .max_new_pages = int32_t(max_new)});
   for (int h = 0; h < kv_heads; ++h) {
     Head& head = heads_[layer * kv_heads + h];
-    for (size_t i = keep_pages[h]; i < head.pages.size(); ++i) ReleasePage(head.pages[i]);
-    head.pages.resize(keep_pages[h]);
+    ReleaseFrom(keep_pages[h], &head.pages);
     head.pages.insert(head.pages.end(), fresh[h].begin(), fresh[h].end());
   }
 }
@@ -348,8 +251,8 @@ void SequenceCache::RepackLayer(int layer) {
     for (int i = 0; i < counts[h]; ++i) indices[h * capacity + i] = keep[h] * kPageTokens + i;
   }
   Check(capacity <= scratch_capacity_, "repacking scratch");
-  backend_->CopyIn(scratch_.data(), counts.data(), counts.size() * sizeof(int32_t));
-  backend_->CopyIn(scratch_.data() + kv_heads, indices.data(), indices.size() * sizeof(int32_t));
+  Upload(counts, device_.scratch.data());
+  Upload(indices, device_.scratch.data() + kv_heads);
   GatherLayer(layer, capacity, counts, keep);
 }
 
@@ -366,29 +269,21 @@ void SequenceCache::EndTurn() {
   for (Head& head : heads_) {
     head.past = int32_t(Length(head));
     head.base = 0;
-    const size_t pages = PagesFor(head.past);
-    for (size_t i = pages; i < head.pages.size(); ++i) ReleasePage(head.pages[i]);
-    head.pages.resize(pages);
+    ReleaseFrom(PagesFor(head.past), &head.pages);
   }
   appended_ = 0;
-  DropTurnMetadata();
-  SetReservation(0);
-  in_turn_ = false;
+  CloseTurn();
 }
 
 void SequenceCache::RollBack() {
   Check(in_turn_ && !compressed_, "only an uncompressed turn can be undone");
   for (Head& head : heads_) {
-    const size_t pages = PagesFor(head.past);
-    for (size_t i = pages; i < head.pages.size(); ++i) ReleasePage(head.pages[i]);
-    head.pages.resize(pages);
+    ReleaseFrom(PagesFor(head.past), &head.pages);
     head.base = 0;
   }
   appended_ = 0;
   position_ = turn_begin_position_;
-  DropTurnMetadata();
-  SetReservation(0);
-  in_turn_ = false;
+  CloseTurn();
 }
 
 std::unique_ptr<SequenceCache> SequenceCache::Fork() const {
@@ -416,14 +311,14 @@ int64_t SequenceCache::pages_held() const {
 
 SeqCounters SequenceCache::ReadCounters() const {
   SeqCounters counters;
-  if (in_turn_) backend_->CopyOut(&counters, device_counters_.data(), sizeof(counters));
+  if (in_turn_) backend_->CopyOut(&counters, device_.counters.data(), sizeof(counters));
   return counters;
 }
 
 std::vector<HeadState> SequenceCache::ReadStates() const {
   std::vector<HeadState> states(heads_.size());
   if (in_turn_)
-    backend_->CopyOut(states.data(), device_states_.data(), states.size() * sizeof(HeadState));
+    backend_->CopyOut(states.data(), device_.states.data(), states.size() * sizeof(HeadState));
   return states;
 }
 
@@ -453,10 +348,20 @@ SequenceCache::TraceData SequenceCache::ReadTrace() const {
   trace.budget.resize(n);
   trace.selected.resize(n);
   if (n == 0) return trace;
-  backend_->CopyOut(trace.entropy.data(), trace_entropy_.data(), n * sizeof(float));
-  backend_->CopyOut(trace.budget.data(), trace_budget_.data(), n * sizeof(float));
-  backend_->CopyOut(trace.selected.data(), trace_selected_.data(), n * sizeof(int32_t));
+  backend_->CopyOut(trace.entropy.data(), device_.trace_entropy.data(), n * sizeof(float));
+  backend_->CopyOut(trace.budget.data(), device_.trace_budget.data(), n * sizeof(float));
+  backend_->CopyOut(trace.selected.data(), device_.trace_selected.data(), n * sizeof(int32_t));
   return trace;
+}
+
+absl::Status SequenceCache::Reserve(int64_t pages, absl::string_view who) {
+  if (!pool_->Reserve(pages)) {
+    return absl::ResourceExhaustedError(absl::StrCat("the ", who, " needs ", pages, " KV pages, ",
+                                                     pool_->available(), " of ", pool_->total(),
+                                                     " are available"));
+  }
+  reservation_ = pages;
+  return absl::OkStatus();
 }
 
 void SequenceCache::TakePages(int n, std::vector<int32_t>* out) {
@@ -473,6 +378,11 @@ void SequenceCache::ReleasePage(int32_t page) {
   const bool last = pool_->References(page) == 1;
   pool_->Release(page);
   if (last && in_turn_ && pool_->Reserve(1)) ++reservation_;
+}
+
+void SequenceCache::ReleaseFrom(size_t first, std::vector<int32_t>* pages) {
+  for (size_t i = first; i < pages->size(); ++i) ReleasePage((*pages)[i]);
+  pages->resize(first);
 }
 
 void SequenceCache::ReleaseAll(std::vector<int32_t>* pages) {
@@ -494,14 +404,14 @@ void SequenceCache::UploadPages(int64_t first, int64_t count) {
       rows[h * count + i] = pages[first + i];
     }
   }
-  backend_->CopyIn2D(device_pages_.data() + first, max_pages_ * sizeof(int32_t), rows.data(),
+  backend_->CopyIn2D(device_.pages.data() + first, max_pages_ * sizeof(int32_t), rows.data(),
                      count * sizeof(int32_t), count * sizeof(int32_t), heads_.size());
 }
 
 void SequenceCache::UploadLengths() {
   std::vector<HeadLength> lengths(heads_.size());
   for (size_t h = 0; h < heads_.size(); ++h) lengths[h] = {heads_[h].past, heads_[h].base};
-  backend_->CopyIn(device_lengths_.data(), lengths.data(), lengths.size() * sizeof(HeadLength));
+  Upload(lengths, device_.lengths.data());
 }
 
 void SequenceCache::UploadAll() {
@@ -511,20 +421,13 @@ void SequenceCache::UploadAll() {
   UploadLengths();
 }
 
-void SequenceCache::DropTurnMetadata() {
+void SequenceCache::CloseTurn() {
   ReleaseAll(&bounds_);
   ReleaseAll(&window_);
-  device_pages_ = {};
-  device_bounds_ = {};
-  device_window_ = {};
-  device_lengths_ = {};
-  device_states_ = {};
-  device_counters_ = {};
-  trace_entropy_ = {};
-  trace_budget_ = {};
-  trace_selected_ = {};
+  device_ = {};
   trace_segments_ = 0;
-  scratch_ = {};
+  SetReservation(0);
+  in_turn_ = false;
 }
 
 }  // namespace entropyserve

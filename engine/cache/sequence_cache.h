@@ -11,21 +11,13 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "engine/cache/page_pool.h"
+#include "engine/cache/turn_plan.h"
 #include "kernels/backend.h"
 #include "kernels/device_array.h"
 
 namespace entropyserve {
-
-// The worst case of one turn, known before it starts.
-struct TurnPlan {
-  int64_t prompt = 0;   // tokens this turn prefills
-  int64_t max_new = 0;  // tokens it may generate
-  PrefillParams prefill;
-  KvParams kv;
-  bool keep = false;  // the cache stays (a session) when the turn ends
-  bool trace = false;
-};
 
 // What a cache between turns is, besides its pages' contents.
 struct CacheState {
@@ -47,8 +39,7 @@ class SequenceCache {
   SequenceCache(const SequenceCache&) = delete;
   SequenceCache& operator=(const SequenceCache&) = delete;
 
-  // Pages a turn may take beyond what is cached already, at worst: turn pages or what is left after
-  // compression, block bounds, window queries, and one layer's compaction target.
+  // Pages a turn may take beyond what is cached already, at worst.
   int64_t WorstCasePages(const TurnPlan& plan) const;
 
   // Reserves the worst case and allocates tables. RESOURCE_EXHAUSTED when pages or memory are not
@@ -130,24 +121,51 @@ class SequenceCache {
     int32_t base = 0;  // turn tokens when appended_ was last set to 0
   };
 
+  // A turn's tables and state in the backend's memory.
+  struct TurnArrays {
+    DeviceArray<int32_t> pages;                      // [layers * kv_heads, max_pages_]
+    DeviceArray<int32_t> bounds;                     // [layers * kv_heads, max_bounds_]
+    DeviceArray<int32_t> window;                     // [layers * kv_heads, max_window_]
+    DeviceArray<HeadLength> lengths;                 // [layers * kv_heads]
+    DeviceArray<HeadState> states;                   // [layers * kv_heads]
+    DeviceArray<SeqCounters> counters;               // [1]
+    DeviceArray<float> trace_entropy, trace_budget;  // [layers * kv_heads, trace_segments_]
+    DeviceArray<int32_t> trace_selected;             // [layers * kv_heads, trace_segments_]
+    DeviceArray<int32_t> scratch;                    // see GatherLayer
+  };
+
   int heads_total() const { return shape_.layers * shape_.kv_heads; }
   int64_t Length(const Head& head) const { return head.past + head.base + appended_; }
+  CachedLengths Lengths() const;
+  // RESOURCE_EXHAUSTED says what `who` needs. SetReservation then only shrinks it.
+  absl::Status Reserve(int64_t pages, absl::string_view who);
+  void SetReservation(int64_t pages);
   void TakePages(int n, std::vector<int32_t>* out);
   void ReleasePage(int32_t page);
+  // Releases all but the first `first` pages.
+  void ReleaseFrom(size_t first, std::vector<int32_t>* pages);
   void ReleaseAll(std::vector<int32_t>* pages);
   void UploadPages(int64_t first_page, int64_t count);
   void UploadLengths();
   void UploadAll();
-  void SetReservation(int64_t pages);
+  template <typename T>
+  void Upload(const std::vector<T>& from, T* to) {
+    if (!from.empty()) backend_->CopyIn(to, from.data(), from.size() * sizeof(T));
+  }
   // Page table entries a head needs at most: past, this turn, and what compression keeps.
   int64_t TablePages(int64_t turn, int64_t kept) const;
-  // Moves, for one layer, the tokens that scratch_ lists (counts, then indices [kv_heads,
+  // Fills device_; false when memory is short.
+  bool AllocateTurn();
+  // Moves, for one layer, the tokens that scratch lists (counts, then indices [kv_heads,
   // capacity], ascending and cache-local) into fresh pages after each head's first `keep_pages`
   // pages, which stay.
   void GatherLayer(int layer, int64_t capacity, const std::vector<int32_t>& counts,
                    const std::vector<int32_t>& keep_pages);
   void RepackLayer(int layer);
-  void DropTurnMetadata();
+  // What is left of a turn needs less after a compression.
+  void ShrinkReservation(const KvParams& kv);
+  // Gives back everything of a turn but the heads' pages.
+  void CloseTurn();
 
   // Constant after construction.
   Backend* const backend_;
@@ -168,14 +186,8 @@ class SequenceCache {
   int64_t reservation_ = 0;               // pages reserved in the pool and not yet taken
   std::vector<int32_t> bounds_, window_;  // pages, [layers * kv_heads, max_bounds / max_window_]
   int32_t max_pages_ = 0, max_bounds_ = 0, max_window_ = 0;
-  DeviceArray<int32_t> device_pages_, device_bounds_, device_window_;
-  DeviceArray<HeadLength> device_lengths_;
-  DeviceArray<HeadState> device_states_;
-  DeviceArray<SeqCounters> device_counters_;
-  DeviceArray<float> trace_entropy_, trace_budget_;
-  DeviceArray<int32_t> trace_selected_;
   int32_t trace_segments_ = 0;
-  DeviceArray<int32_t> scratch_;  // see GatherLayer
+  TurnArrays device_;
   int64_t scratch_capacity_ = 0;  // tokens of one head that it can list
 };
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "absl/strings/str_cat.h"
+#include "engine/base/status_macros.h"
 #include "engine/cache/sequence_cache.h"
 #include "kernels/check.h"
 #include "kernels/kv_view.h"
@@ -62,13 +62,7 @@ void SequenceCache::PageOut() {
 
 absl::Status SequenceCache::PageIn(const std::byte* in) {
   Check(!in_turn_ && !resident_, "the tokens are here already");
-  const int64_t need = state().pages();
-  if (!pool_->Reserve(need)) {
-    return absl::ResourceExhaustedError(absl::StrCat("the session needs ", need, " KV pages, ",
-                                                     pool_->available(), " of ", pool_->total(),
-                                                     " are available"));
-  }
-  reservation_ = need;
+  RETURN_IF_ERROR(Reserve(state().pages(), "session"));
   std::vector<int32_t> pages;
   for (Head& head : heads_) {
     TakePages(PagesFor(head.past), &head.pages);
