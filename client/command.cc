@@ -157,6 +157,11 @@ absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path) 
   return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
 }
 
+absl::Status CheckWritable(const char* flag, const std::string& path) {
+  if (path.empty() || path == "-" || std::ofstream(path, std::ios::app)) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
+}
+
 absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text) {
   if (path == "-") {
     std::fwrite(text.data(), 1, text.size(), stdout);

@@ -154,6 +154,9 @@ int RunInspect(const std::vector<std::string>& args) {
   if (!flags.trace_file.empty() && (!positional.empty() || !flags.save_trace.empty())) {
     return ReportUsage("--trace-file draws a saved trace: give no prompt and no --save-trace");
   }
+  absl::Status writable = CheckWritable("output", flags.output);
+  writable.Update(CheckWritable("save-trace", flags.save_trace));
+  if (!writable.ok()) return ReportUsage(std::string(writable.message()));
   TraceReport report;
   exit_code = flags.trace_file.empty() ? Record(&flags, positional, &report) : Load(flags, &report);
   if (exit_code != kExitOk) return exit_code;

@@ -214,6 +214,8 @@ TEST(ClientProgramTest, ExitCodesAndSingleLines) {
            {{"generate", "--tls-ca=/no/such/file", "x"}, "--tls-ca: cannot read /no/such/file"},
            {{"generate", "--tls-cert=/no/such/file", "x"}, "--tls-cert and --tls-key"},
            {{"generate", "two", "words"}, "quote a text"},
+           {{"inspect", "--output=/no/such/page.html", "x"}, "--output: cannot write"},
+           {{"eval", "--html=/no/such/page.html"}, "--html: cannot write"},
            {{"chat", "word"}, "everything here is a flag"}}) {
     Process wrong(ENTROPYSERVE_CLIENT, args);
     ExpectOneLine(wrong, 2, part);

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
-#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -246,10 +245,9 @@ std::vector<std::pair<const char*, std::string>> OutputFiles(const BenchSettings
 }
 
 // Sooner than after the run.
-absl::Status CheckWritable(const BenchSettings& settings) {
+absl::Status CheckFiles(const BenchSettings& settings) {
   for (const auto& [flag, path] : OutputFiles(settings)) {
-    if (path == "-" || std::ofstream(path, std::ios::app)) continue;
-    return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
+    RETURN_IF_ERROR(CheckWritable(flag, path));
   }
   return absl::OkStatus();
 }
@@ -281,7 +279,7 @@ int RunBench(const std::vector<std::string>& args) {
   BenchSettings settings;
   int exit_code = kExitOk;
   if (!ParseBenchFlags(args, &settings, &exit_code)) return exit_code;
-  if (const absl::Status status = CheckWritable(settings); !status.ok()) {
+  if (const absl::Status status = CheckFiles(settings); !status.ok()) {
     return ReportUsage(std::string(status.message()));
   }
   InterruptGuard guard(/*terminate=*/true);

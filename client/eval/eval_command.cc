@@ -322,6 +322,9 @@ int RunEval(const std::vector<std::string>& args) {
     ListTasks();
     return kExitOk;
   }
+  absl::Status writable = CheckWritable("html", flags.html);
+  writable.Update(CheckWritable("svg", flags.svg));
+  if (!writable.ok()) return ReportUsage(std::string(writable.message()));
   const absl::StatusOr<Haystack> haystack = ReadHaystack(flags.haystack);
   if (!haystack.ok()) return ReportUsage(std::string(haystack.status().message()));
   absl::StatusOr<TaskRun> run = MakeRun(flags, &*haystack);
