@@ -158,8 +158,12 @@ absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path) 
 }
 
 absl::Status CheckWritable(const char* flag, const std::string& path) {
-  if (path.empty() || path == "-" || std::ofstream(path, std::ios::app)) return absl::OkStatus();
-  return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
+  if (path.empty() || path == "-") return absl::OkStatus();
+  const bool there = access(path.c_str(), F_OK) == 0;
+  if (!std::ofstream(path, std::ios::app))
+    return absl::NotFoundError(absl::StrCat("--", flag, ": cannot write ", path));
+  if (!there) unlink(path.c_str());
+  return absl::OkStatus();
 }
 
 absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text) {

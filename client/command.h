@@ -72,7 +72,8 @@ class InterruptGuard {
 
 // A file's bytes, or standard input's for "-". NOT_FOUND: it cannot be read; names the flag.
 absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path);
-// Whether WriteFile will work, sooner than after a long run; an empty path is none.
+// Whether WriteFile will work, sooner than after a long run; it leaves no file. An empty
+// path is none.
 absl::Status CheckWritable(const char* flag, const std::string& path);
 // To a file, or standard output for "-". NOT_FOUND: it cannot be written; names the flag.
 absl::Status WriteFile(const char* flag, const std::string& path, const std::string& text);

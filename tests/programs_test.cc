@@ -221,6 +221,11 @@ TEST(ClientProgramTest, ExitCodesAndSingleLines) {
     ExpectOneLine(wrong, 2, part);
   }
   // Port 1 is never served; one attempt, so that the test does not wait for retries.
+  const std::string page = ::testing::TempDir() + "/never.html";
+  Process unread(ENTROPYSERVE_CLIENT,
+                 {"inspect", "--server=127.0.0.1:1", "--attempts=1", "--output=" + page, "x"});
+  ExpectOneLine(unread, 1, "UNAVAILABLE");
+  EXPECT_FALSE(std::filesystem::exists(page));
   Process away(ENTROPYSERVE_CLIENT, {"models", "--server=127.0.0.1:1", "--attempts=1"});
   ExpectOneLine(away, 1, "UNAVAILABLE");
 }
