@@ -229,7 +229,8 @@ absl::Status CheckIds(const google::protobuf::RepeatedField<int32_t>& ids, int v
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeMessages(const v1::Messages& proto,
-                                                    const ServedModel& model, bool first_turn) {
+                                                    const ServedModel& model, bool first_turn,
+                                                    KeepGoing keep_going) {
   if (!model.chat.ok()) return WithReason(model.chat.status(), kNoChatTemplate);
   constexpr int kMaxMessages = 65536;  // an empty one takes 2 bytes on the wire and 80 here
   if (proto.messages_size() > kMaxMessages) {
@@ -248,12 +249,14 @@ absl::StatusOr<std::vector<int32_t>> EncodeMessages(const v1::Messages& proto,
   }
   RenderOptions options;
   options.first_turn = first_turn;
+  options.keep_going = std::move(keep_going);
   if (proto.has_enable_thinking()) options.enable_thinking = proto.enable_thinking();
   return model.chat->Render(messages, options);
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const v1::GenerateRequest& proto,
-                                                  const ServedModel& model, bool first_turn) {
+                                                  const ServedModel& model, bool first_turn,
+                                                  KeepGoing keep_going) {
   std::vector<int32_t> ids;
   switch (proto.input_case()) {
     case v1::GenerateRequest::kText: {
@@ -261,6 +264,7 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const v1::GenerateRequest& pro
       options.add_bos = first_turn && model.tokenizer->add_bos();
       options.parse_special = proto.parse_special();
       options.text_start = first_turn;
+      options.keep_going = std::move(keep_going);
       ASSIGN_OR_RETURN(ids, model.tokenizer->Encode(proto.text(), options));
       if (proto.text().empty()) return absl::InvalidArgumentError("text: empty");
       break;
@@ -271,7 +275,8 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const v1::GenerateRequest& pro
       ids.assign(proto.token_ids().ids().begin(), proto.token_ids().ids().end());
       break;
     case v1::GenerateRequest::kMessages: {
-      ASSIGN_OR_RETURN(ids, EncodeMessages(proto.messages(), model, first_turn));
+      ASSIGN_OR_RETURN(ids,
+                       EncodeMessages(proto.messages(), model, first_turn, std::move(keep_going)));
       break;
     }
     case v1::GenerateRequest::INPUT_NOT_SET:

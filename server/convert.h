@@ -35,9 +35,11 @@ absl::StatusOr<EngineRequest> RequestFromProto(const v1::GenerateRequest& proto,
 // The prompt's ids. `first_turn`: nothing is in the session yet. FAILED_PRECONDITION with
 // NO_CHAT_TEMPLATE: `messages` with a model whose template is not known.
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const v1::GenerateRequest& proto,
-                                                  const ServedModel& model, bool first_turn);
+                                                  const ServedModel& model, bool first_turn,
+                                                  KeepGoing keep_going);
 absl::StatusOr<std::vector<int32_t>> EncodeMessages(const v1::Messages& proto,
-                                                    const ServedModel& model, bool first_turn);
+                                                    const ServedModel& model, bool first_turn,
+                                                    KeepGoing keep_going);
 // Everything of a comparison but its deadline; what depends on the text's length is the engine's to
 // check.
 absl::StatusOr<CompareRequest> CompareFromProto(const v1::CompareRequest& proto,

@@ -226,6 +226,12 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     return !cancel_.ok();
   }
 
+  absl::Status StillWanted() {
+    if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
+    MutexLock lock(&mutex_);
+    return cancel_;
+  }
+
   absl::StatusOr<RequestId> Submit(Engine* engine, std::optional<bool> first_turn) {
     absl::StatusOr<EngineRequest> request = MakeRequest(first_turn);
     proto_.Clear();
@@ -235,11 +241,12 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   absl::StatusOr<EngineRequest> MakeRequest(std::optional<bool> first_turn) {
     const ServedModel& model = **core_->Model();
-    if (Clock::now() >= deadline_) return absl::DeadlineExceededError("the deadline passed");
+    RETURN_IF_ERROR(StillWanted());
     ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto_, model));
     request_id_ = request.request_id;
     PolicyToProto(request.prefill, request.kv, &policy_);
-    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn.value_or(true)));
+    ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn.value_or(true),
+                                                  [this] { return StillWanted(); }));
     request.first_turn = first_turn;
     request.owner = owner_;
     request.deadline = deadline_;

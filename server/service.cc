@@ -47,18 +47,20 @@ using RawStreams = v1::EntropyServe::WithRawCallbackMethod_Generate<
 using RawService = RawSessions<RawText<RawInfo<RawStreams<v1::EntropyServe::Service>>>>;
 
 absl::Status TokenizeText(const ServedModel& model, const v1::TokenizeRequest& request,
-                          v1::TokenizeResponse* response) {
+                          KeepGoing keep_going, v1::TokenizeResponse* response) {
   std::vector<int32_t> ids;
   switch (request.input_case()) {
     case v1::TokenizeRequest::kText: {
       EncodeOptions options;
       options.add_bos = request.add_bos() && model.tokenizer->add_bos();
       options.parse_special = request.parse_special();
+      options.keep_going = std::move(keep_going);
       ASSIGN_OR_RETURN(ids, model.tokenizer->Encode(request.text(), options));
       break;
     }
     case v1::TokenizeRequest::kMessages: {
-      ASSIGN_OR_RETURN(ids, EncodeMessages(request.messages(), model, /*first_turn=*/true));
+      ASSIGN_OR_RETURN(ids, EncodeMessages(request.messages(), model, /*first_turn=*/true,
+                                           std::move(keep_going)));
       break;
     }
     case v1::TokenizeRequest::INPUT_NOT_SET:
@@ -77,7 +79,7 @@ absl::Status TokenizeText(const ServedModel& model, const v1::TokenizeRequest& r
 }
 
 absl::Status DetokenizeIds(const ServedModel& model, const v1::DetokenizeRequest& request,
-                           v1::DetokenizeResponse* response) {
+                           KeepGoing /*answers are bounded*/, v1::DetokenizeResponse* response) {
   RETURN_IF_ERROR(CheckIds(request.ids(), model.vocab_size(), "ids"));
   // A packed id is a byte or two on the wire and may be a long word: bound the answer, not the
   // message.
@@ -267,16 +269,17 @@ class Service final : public RawService {
   template <typename Request, typename Response>
   ServerUnaryReactor* InLane(const char* method, CallbackServerContext* context,
                              const ByteBuffer* request, ByteBuffer* response,
-                             absl::Status (*handle)(const ServedModel&, const Request&,
+                             absl::Status (*handle)(const ServedModel&, const Request&, KeepGoing,
                                                     Response*)) {
     const auto post = [this](int64_t bytes, auto job) {
       return core_->lanes().Post(bytes, std::move(job));
     };
     return Posted<Request, Response>(
         method, context, request, response, post,
-        [this, handle](const std::string&, const Request& in, Response* out) -> absl::Status {
+        [=, this](const std::string&, const Request& in, Response* out) -> absl::Status {
           ASSIGN_OR_RETURN(const ServedModel* model, core_->Model());
-          return handle(*model, in, out);
+          return handle(
+              *model, in, [context] { return StillWanted(*context); }, out);
         });
   }
 
@@ -302,15 +305,20 @@ class Service final : public RawService {
       // gRPC keeps context, request and response until Finish.
       status = post(static_cast<int64_t>(request->Length()),
                     [this, method, context, request, response, reactor, handle, owner = *owner] {
-                      const absl::Status done =
-                          context->IsCancelled()
-                              ? absl::CancelledError("cancelled by the caller")
-                              : Answer<Request, Response>(owner, request, response, handle);
+                      absl::Status done = StillWanted(*context);
+                      if (done.ok()) {
+                        done = Answer<Request, Response>(owner, request, response, handle);
+                      }
                       reactor->Finish(ToGrpcStatus(Count(method, done)));
                     });
     }
     if (!status.ok()) reactor->Finish(ToGrpcStatus(Count(method, status)));
     return reactor;
+  }
+
+  static absl::Status StillWanted(const CallbackServerContext& context) {
+    return context.IsCancelled() ? absl::CancelledError("cancelled by the caller")
+                                 : absl::OkStatus();
   }
 
   // Parses, runs `handle(owner, request, response)`, serializes.

@@ -119,7 +119,7 @@ void FakeModel::ReadBack(const BatchSeq& seq, const KvPool& pool) {
 
 FakeTokenizer::FakeTokenizer() : Tokenizer(FakeVocabulary()) {}
 
-absl::Status FakeTokenizer::EncodeText(std::string_view text, bool,
+absl::Status FakeTokenizer::EncodeText(std::string_view text, bool, WorkMeter*,
                                        std::vector<int32_t>* ids) const {
   for (char c : text) ids->push_back(uint8_t(c) & 127);
   return absl::OkStatus();

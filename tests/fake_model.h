@@ -85,7 +85,7 @@ class FakeTokenizer final : public Tokenizer {
   FakeTokenizer();
 
  private:
-  absl::Status EncodeText(std::string_view text, bool first,
+  absl::Status EncodeText(std::string_view text, bool first, WorkMeter* meter,
                           std::vector<int32_t>* ids) const override;
 };
 

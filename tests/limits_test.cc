@@ -2,11 +2,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "engine/base/status_macros.h"
 #include "tests/server_testing.h"
 
 namespace entropyserve {
@@ -15,6 +19,23 @@ namespace {
 using Event = v1::GenerateEvent;
 
 class LimitsTest : public ServerFixture {};
+
+// Every text is a word without end.
+class EndlessTokenizer final : public Tokenizer {
+ public:
+  EndlessTokenizer() : Tokenizer(Vocabulary()) {}
+  int entered() const { return entered_; }
+
+ private:
+  absl::Status EncodeText(std::string_view, bool, WorkMeter* meter,
+                          std::vector<int32_t>*) const override {
+    ++entered_;
+    while (true) {
+      RETURN_IF_ERROR(meter->Add());
+    }
+  }
+  mutable std::atomic<int> entered_ = 0;
+};
 
 TEST_F(LimitsTest, FullEncodeLaneCarriesRetryAdviceAndTheOtherLaneStaysOpen) {
   ServiceLimits limits;
@@ -51,6 +72,36 @@ TEST_F(LimitsTest, CancelWhileWaitingToBeTokenizedEndsTheCall) {
   gate.unlock();
   FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
   EXPECT_EQ(engine_->Stats().completed, 0);
+}
+
+TEST_F(LimitsTest, WhoeverLeavesWhileTheirPromptIsTokenizedFreesTheLane) {
+  auto owned = std::make_unique<EndlessTokenizer>();
+  const EndlessTokenizer& tokenizer = *owned;
+  model_->chat = absl::UnimplementedError("");
+  model_->tokenizer = std::move(owned);
+  StartServer();
+  grpc::ClientContext cancelled;
+  const auto reader = stub_->Generate(&cancelled, TextRequest());
+  FakeEngine::WaitFor([&] { return tokenizer.entered() == 1; });
+  cancelled.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+
+  grpc::ClientContext late;  // begins only because the lane is free again
+  late.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  EXPECT_EQ(Generate(TextRequest(), &late).status.error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+
+  grpc::ClientContext unary;
+  unary.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  v1::TokenizeRequest request;
+  request.set_text("a");
+  v1::TokenizeResponse response;
+  EXPECT_EQ(stub_->Tokenize(&unary, request, &response).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
+  FakeEngine::WaitFor([this] { return core_->lanes().short_bytes() == 0; });
+  EXPECT_EQ(engine_->Submits(), 0);
 }
 
 TEST_F(LimitsTest, QuestionsThatWaitForTheEngineHoldUpNobodyElse) {

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <random>
+#include <set>
 #include <thread>
 
 #include "engine/text/bpe.h"
@@ -22,7 +24,7 @@ using ::testing::ElementsAre;
 using ::testing::IsEmpty;
 using Json = nlohmann::json;
 
-constexpr EncodeOptions kParseSpecial = {.parse_special = true};
+const EncodeOptions kParseSpecial = {.parse_special = true};
 
 std::vector<int32_t> Encoded(const Tokenizer& tokenizer, std::string_view text,
                              const EncodeOptions& options = {}) {
@@ -178,11 +180,12 @@ TEST(TokenizerTest, LongRunsOfOneCharacterAgreeWithTheReferenceLibrary) {
 TEST(BpeMergerTest, WorkOfOnePieceGrowsLinearly) {
   PairTable pairs;  // token k is 2^k letters
   for (int k = 0; k < 8; ++k) pairs.Add(k, k, {k, k + 1});
-  BpeMerger merger(pairs);
+  WorkMeter meter(nullptr);
+  BpeMerger merger(pairs, &meter);
   for (const int64_t letters : {int64_t{1} << 10, int64_t{1} << 15, int64_t{1} << 20}) {
     const int64_t before = merger.operations();
     const std::vector<int32_t> text(letters, 0);
-    EXPECT_EQ(merger.Merge(text).size(), static_cast<size_t>(letters / 256));
+    EXPECT_EQ(merger.Merge(text)->size(), static_cast<size_t>(letters / 256));
     const int64_t work = merger.operations() - before;
     EXPECT_GE(work, letters - 1);
     EXPECT_LE(work, 3 * letters);
@@ -194,9 +197,10 @@ TEST(BpeMergerTest, LowestRankThenLeftmostMergesFirst) {
   pairs.Add(0, 0, {5, 10});    // aa
   pairs.Add(0, 1, {1, 11});    // ab, earlier
   pairs.Add(10, 10, {6, 12});  // aaaa
-  BpeMerger merger(pairs);
+  WorkMeter meter(nullptr);
+  BpeMerger merger(pairs, &meter);
   const auto merged = [&](std::vector<int32_t> symbols) {
-    const std::span<const int32_t> ids = merger.Merge(symbols);
+    const std::span<const int32_t> ids = *merger.Merge(symbols);
     return std::vector<int32_t>(ids.begin(), ids.end());
   };
   EXPECT_THAT(merged({0, 0, 0}), ElementsAre(10, 0));
@@ -204,6 +208,82 @@ TEST(BpeMergerTest, LowestRankThenLeftmostMergesFirst) {
   EXPECT_THAT(merged({0, 0, 0, 0, 0}), ElementsAre(12, 0));
   EXPECT_THAT(merged({}), IsEmpty());
   EXPECT_THAT(merged({1}), ElementsAre(1));
+}
+
+// The definition: of all pairs that stand side by side, the first in (rank, position) merges.
+std::vector<int32_t> MergedByTheBook(const PairTable& pairs, const std::vector<int32_t>& symbols) {
+  std::map<int64_t, int32_t> left;  // position to id
+  for (size_t i = 0; i < symbols.size(); ++i) left[i] = symbols[i];
+  std::set<std::pair<int32_t, int64_t>> queue;  // rank, position
+  const auto update = [&](auto at, bool insert) {
+    if (at == left.end() || std::next(at) == left.end()) return;
+    const PairTable::Merge* merge = pairs.Find(at->second, std::next(at)->second);
+    if (merge == nullptr) return;
+    const std::pair<int32_t, int64_t> key(merge->rank, at->first);
+    insert ? void(queue.insert(key)) : void(queue.erase(key));
+  };
+  for (auto at = left.begin(); at != left.end(); ++at) update(at, true);
+  while (!queue.empty()) {
+    const auto at = left.find(queue.begin()->second);
+    const auto before = at == left.begin() ? left.end() : std::prev(at);
+    const auto right = std::next(at);
+    const int32_t id = pairs.Find(at->second, right->second)->id;
+    for (const auto changed : {before, at, right}) update(changed, false);
+    left.erase(right);
+    at->second = id;
+    for (const auto changed : {before, at}) update(changed, true);
+  }
+  std::vector<int32_t> ids;
+  for (const auto& [position, id] : left) ids.push_back(id);
+  return ids;
+}
+
+// Ranks are shared and a merge may make a pair of a lower rank than its own: real tables have the
+// first, and files may have the second.
+TEST(BpeMergerTest, LongWordsMergeAsShortOnes) {
+  std::mt19937 random(1);
+  const auto draw = [&](uint32_t below) { return static_cast<int32_t>(random() % below); };
+  for (int round = 0; round < 8; ++round) {
+    PairTable pairs;
+    for (int i = 0; i < 150; ++i) pairs.Add(draw(24), draw(24), {draw(100), draw(24)});
+    WorkMeter meter(nullptr);
+    BpeMerger merger(pairs, &meter);
+    for (const size_t symbols : {size_t{1000}, size_t{100'000}, size_t{40'000}}) {
+      std::vector<int32_t> word(symbols);
+      for (int32_t& symbol : word) symbol = draw(24);
+      const std::span<const int32_t> ids = *merger.Merge(word);
+      EXPECT_TRUE(std::ranges::equal(ids, MergedByTheBook(pairs, word)))
+          << "round " << round << ", " << symbols << " symbols";
+    }
+  }
+}
+
+// The work after somebody has left is bounded, whatever the algorithm and the text.
+TEST(TokenizerTest, EncodingEndsSoonWhenNobodyWantsIt) {
+  for (const char* vocabulary : {"qwen2", "llama2", "sp_bpe", "sp_unigram"}) {
+    const auto tokenizer = LoadGoldenTokenizer(vocabulary);
+    std::string word(1 << 20, 'a');
+    for (size_t i = 0; i < word.size(); ++i) word[i] = 'a' + i * i % 23 % 5;
+    std::string words = word;
+    for (size_t i = 0; i < words.size(); i += 6) words[i] = ' ';
+    for (const std::string& text : {word, words}) {
+      int asked = 0;
+      EncodeOptions options;
+      options.keep_going = [&] {
+        ++asked;
+        return absl::OkStatus();
+      };
+      ASSERT_TRUE(tokenizer->Encode(text, options).ok());
+      EXPECT_GE(asked, 8) << vocabulary;
+      asked = 0;
+      options.keep_going = [&] {
+        return ++asked < 3 ? absl::OkStatus() : absl::CancelledError("left");
+      };
+      EXPECT_EQ(tokenizer->Encode(text, options).status(), absl::CancelledError("left"))
+          << vocabulary;
+      EXPECT_EQ(asked, 3) << vocabulary;
+    }
+  }
 }
 
 TEST(WordCacheTest, IsBounded) {

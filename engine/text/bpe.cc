@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
+#include "engine/base/status_macros.h"
 #include "kernels/check.h"
 
 namespace entropyserve {
@@ -13,54 +15,93 @@ constexpr uint32_t kEnd = UINT32_MAX;
 
 }  // namespace
 
+void MergeQueue::Start(size_t symbols, int32_t ranks) {
+  heap_.clear();
+  current_.clear();
+  taken_ = 0;
+  waiting_.clear();
+  heap_ranks_ = uint64_t{UINT32_MAX} + 1;
+  if (symbols < kLongWord) return;
+  heap_ranks_ = 0;
+  waiting_.resize(static_cast<size_t>(ranks));
+}
+
+void MergeQueue::Push(Entry entry) {
+  if (entry.rank >= heap_ranks_) {
+    waiting_[entry.rank].push_back(entry.position);
+    return;
+  }
+  heap_.push_back(uint64_t{entry.rank} << 32 | entry.position);
+  std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
+}
+
+std::optional<MergeQueue::Entry> MergeQueue::Pop() {
+  if (taken_ == current_.size() && heap_.empty() && !NextRank()) return std::nullopt;
+  if (taken_ < current_.size()) {
+    const uint64_t next = (heap_ranks_ - 1) << 32 | current_[taken_];
+    if (heap_.empty() || next < heap_.front()) {
+      ++taken_;
+      return Entry{static_cast<uint32_t>(next >> 32), static_cast<uint32_t>(next)};
+    }
+  }
+  std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
+  const uint64_t next = heap_.back();
+  heap_.pop_back();
+  return Entry{static_cast<uint32_t>(next >> 32), static_cast<uint32_t>(next)};
+}
+
+bool MergeQueue::NextRank() {
+  while (heap_ranks_ < waiting_.size() && waiting_[heap_ranks_].empty()) ++heap_ranks_;
+  if (heap_ranks_ >= waiting_.size()) return false;
+  current_ = std::move(waiting_[heap_ranks_++]);
+  std::sort(current_.begin(), current_.end());
+  taken_ = 0;
+  return true;
+}
+
 void BpeMerger::Enqueue(uint32_t left) {
-  const uint32_t right = next_[left];
-  if (right == kEnd) return;
-  const PairTable::Merge* merge = pairs_.Find(ids_[left], ids_[right]);
+  const Symbol& symbol = symbols_[left];
+  if (symbol.next == kEnd) return;
+  const PairTable::Merge* merge = pairs_.Find(symbol.id, symbols_[symbol.next].id);
   if (merge == nullptr) return;
-  queue_.push_back(static_cast<uint64_t>(static_cast<uint32_t>(merge->rank)) << 32 | left);
+  queue_.Push({static_cast<uint32_t>(merge->rank), left});
   ++operations_;
 }
 
-std::span<const int32_t> BpeMerger::Merge(std::span<const int32_t> symbols) {
+absl::StatusOr<std::span<const int32_t>> BpeMerger::Merge(std::span<const int32_t> symbols) {
   Check(symbols.size() < kEnd, "positions are 32 bits wide");
   const uint32_t count = static_cast<uint32_t>(symbols.size());
-  ids_.assign(symbols.begin(), symbols.end());
-  next_.resize(count);
-  previous_.resize(count);
+  symbols_.resize(count);
   for (uint32_t i = 0; i < count; ++i) {
-    next_[i] = i + 1 < count ? i + 1 : kEnd;
-    previous_[i] = i > 0 ? i - 1 : kEnd;
+    symbols_[i] = {symbols[i], i + 1 < count ? i + 1 : kEnd, i > 0 ? i - 1 : kEnd};
   }
-  queue_.clear();
-  for (uint32_t i = 0; i < count; ++i) Enqueue(i);
-  std::make_heap(queue_.begin(), queue_.end(), std::greater<>());
-
-  const auto push = [&](uint32_t left) {
-    const size_t before = queue_.size();
-    Enqueue(left);
-    if (queue_.size() > before) std::push_heap(queue_.begin(), queue_.end(), std::greater<>());
-  };
-  while (!queue_.empty()) {
-    std::pop_heap(queue_.begin(), queue_.end(), std::greater<>());
-    const uint64_t entry = queue_.back();
-    queue_.pop_back();
-    const uint32_t left = static_cast<uint32_t>(entry);
+  queue_.Start(count, pairs_.ranks());
+  for (uint32_t i = 0; i < count; ++i) {
+    RETURN_IF_ERROR(meter_.Add());
+    Enqueue(i);
+  }
+  while (const std::optional<MergeQueue::Entry> entry = queue_.Pop()) {
+    RETURN_IF_ERROR(meter_.Add());
+    __builtin_prefetch(&symbols_[queue_.Ahead()]);
     // An entry may be out of date: what it was made for has merged with something else. Whatever
     // pair stands there now is merged if it has the entry's rank, since its turn is now too.
-    if (ids_[left] == kDead || next_[left] == kEnd) continue;
-    const uint32_t right = next_[left];
-    const PairTable::Merge* merge = pairs_.Find(ids_[left], ids_[right]);
-    if (merge == nullptr || static_cast<uint32_t>(merge->rank) != entry >> 32) continue;
-    ids_[left] = merge->id;
-    ids_[right] = kDead;
-    next_[left] = next_[right];
-    if (next_[left] != kEnd) previous_[next_[left]] = left;
-    push(left);
-    if (previous_[left] != kEnd) push(previous_[left]);
+    Symbol& left = symbols_[entry->position];
+    if (left.id == kDead || left.next == kEnd) continue;
+    Symbol& right = symbols_[left.next];
+    const PairTable::Merge* merge = pairs_.Find(left.id, right.id);
+    if (merge == nullptr || static_cast<uint32_t>(merge->rank) != entry->rank) continue;
+    left.id = merge->id;
+    left.next = right.next;
+    right.id = kDead;
+    if (left.next != kEnd) symbols_[left.next].previous = entry->position;
+    Enqueue(entry->position);
+    if (left.previous != kEnd) Enqueue(left.previous);
   }
-  ids_.erase(std::remove(ids_.begin(), ids_.end(), kDead), ids_.end());
-  return ids_;
+  ids_.clear();
+  for (const Symbol& symbol : symbols_) {
+    if (symbol.id != kDead) ids_.push_back(symbol.id);
+  }
+  return std::span<const int32_t>(ids_);
 }
 
 void WordCache::Add(std::string_view word, std::span<const int32_t> ids) {

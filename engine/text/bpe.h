@@ -2,6 +2,7 @@
 // 8 MiB long is one piece.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -11,7 +12,9 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/hash/hash.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "engine/text/work_meter.h"
 
 namespace entropyserve {
 
@@ -40,28 +43,67 @@ class PairTable {
 
   void Reserve(size_t pairs) { merges_.reserve(pairs); }
   // A pair added twice keeps the last rule, as the `tokenizers` library does.
-  void Add(int32_t left, int32_t right, Merge merge) { merges_[Key(left, right)] = merge; }
+  void Add(int32_t left, int32_t right, Merge merge) {
+    merges_[Key(left, right)] = merge;
+    ranks_ = std::max(ranks_, merge.rank + 1);
+  }
   const Merge* Find(int32_t left, int32_t right) const {
     const auto found = merges_.find(Key(left, right));
     return found == merges_.end() ? nullptr : &found->second;
   }
+  int32_t ranks() const { return ranks_; }  // all ranks are below it
 
  private:
   static uint64_t Key(int32_t left, int32_t right) {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
   }
   absl::flat_hash_map<uint64_t, Merge> merges_;
+  int32_t ranks_ = 0;
+};
+
+// The pairs that may merge: the lowest rank comes out first, the leftmost of equals. A heap; but
+// one over a word of megabytes misses the caches at every level, so pairs of long words wait in one
+// list per rank, which are written and read in order, until their rank's turn.
+class MergeQueue {
+ public:
+  struct Entry {
+    uint32_t rank;
+    uint32_t position;
+  };
+
+  // Forgets everything, for a word of `symbols` symbols and ranks below `ranks`.
+  void Start(size_t symbols, int32_t ranks);
+  void Push(Entry entry);
+  std::optional<Entry> Pop();
+  // A position that soon comes out, probably; the word is larger than the caches.
+  uint32_t Ahead() const {
+    return taken_ + kAhead < current_.size() ? current_[taken_ + kAhead] : 0;
+  }
+
+ private:
+  static constexpr size_t kAhead = 16;          // a few hundred ns of merges
+  static constexpr size_t kLongWord = 1 << 15;  // symbols; a heap of 256 kB
+
+  // Makes the list of the next rank that has one the current one. False: there is none.
+  bool NextRank();
+
+  std::vector<uint64_t> heap_;  // rank << 32 | position of ranks below heap_ranks_
+  uint64_t heap_ranks_ = 0;
+  // Rank heap_ranks_ - 1: positions in order, of which the first taken_ have come out.
+  std::vector<uint32_t> current_;
+  size_t taken_ = 0;
+  std::vector<std::vector<uint32_t>> waiting_;  // positions by rank, from heap_ranks_ on
 };
 
 // Scratch for merging; one per call of Encode, so that the tokenizer itself stays constant.
 class BpeMerger {
  public:
-  explicit BpeMerger(const PairTable& pairs) : pairs_(pairs) {}
+  BpeMerger(const PairTable& pairs, WorkMeter* meter) : pairs_(pairs), meter_(*meter) {}
 
   // Merges the pair of lowest rank, the leftmost of equals, until no pair is left. `symbols` are
   // ids (any ids that the table's pairs may name); at most 2^32 - 1 of them. The result is valid
-  // until the next call.
-  std::span<const int32_t> Merge(std::span<const int32_t> symbols);
+  // until the next call. Errors are the meter's.
+  absl::StatusOr<std::span<const int32_t>> Merge(std::span<const int32_t> symbols);
 
   // Queue entries made so far: the work done, for tests of its growth.
   int64_t operations() const { return operations_; }
@@ -70,10 +112,15 @@ class BpeMerger {
   void Enqueue(uint32_t left);
 
   const PairTable& pairs_;
-  std::vector<int32_t> ids_;  // by position; kDead once merged into its left neighbour
-  std::vector<uint32_t> next_;
-  std::vector<uint32_t> previous_;
-  std::vector<uint64_t> queue_;  // heap of rank << 32 | position
+  WorkMeter& meter_;
+  struct Symbol {
+    int32_t id;  // kDead once merged into its left neighbour
+    uint32_t next;
+    uint32_t previous;
+  };
+  std::vector<Symbol> symbols_;  // by position
+  std::vector<int32_t> ids_;     // the result
+  MergeQueue queue_;
   int64_t operations_ = 0;
 };
 

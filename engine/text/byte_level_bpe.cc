@@ -62,7 +62,7 @@ class ByteLevelBpe final : public Tokenizer {
       : Tokenizer(std::move(vocabulary)), rules_(std::move(rules)), splitter_(splits) {}
 
  private:
-  absl::Status EncodeText(std::string_view text, bool first,
+  absl::Status EncodeText(std::string_view text, bool first, WorkMeter* meter,
                           std::vector<int32_t>* ids) const override {
     (void)first;
     std::string normalized;
@@ -70,10 +70,11 @@ class ByteLevelBpe final : public Tokenizer {
       normalized = NormalizeNfc(text);
       text = normalized;
     }
-    BpeMerger merger(rules_.pairs);
+    BpeMerger merger(rules_.pairs, meter);
     WordCache cache;
     std::vector<int32_t> symbols;
-    return splitter_.Split(text, [&](std::string_view piece) {
+    return splitter_.Split(text, [&](std::string_view piece) -> absl::Status {
+      RETURN_IF_ERROR(meter->Add(piece.size()));
       if (!rules_.whole.empty()) {
         if (const auto found = rules_.whole.find(piece); found != rules_.whole.end()) {
           ids->push_back(found->second);
@@ -90,7 +91,7 @@ class ByteLevelBpe final : public Tokenizer {
       // A byte that the vocabulary has no token for gives nothing (SmolLM2 lacks a few), as in the
       // `tokenizers` library: its neighbours may merge.
       std::erase(symbols, -1);
-      const std::span<const int32_t> merged = merger.Merge(symbols);
+      ASSIGN_OR_RETURN(const std::span<const int32_t> merged, merger.Merge(symbols));
       ids->insert(ids->end(), merged.begin(), merged.end());
       cache.Add(piece, merged);
       return absl::OkStatus();

@@ -12,7 +12,8 @@ class ByteTokenizer final : public Tokenizer {
   explicit ByteTokenizer(Vocabulary vocabulary) : Tokenizer(std::move(vocabulary)) {}
 
  private:
-  absl::Status EncodeText(std::string_view text, bool, std::vector<int32_t>* ids) const override {
+  absl::Status EncodeText(std::string_view text, bool, WorkMeter*,
+                          std::vector<int32_t>* ids) const override {
     for (char c : text) ids->push_back(uint8_t(c));
     return absl::OkStatus();
   }

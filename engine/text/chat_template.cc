@@ -417,7 +417,8 @@ absl::StatusOr<std::vector<int32_t>> ChatTemplate::Render(std::span<const ChatMe
       continue;
     }
     ASSIGN_OR_RETURN(const std::vector<int32_t> text,
-                     tokenizer_->Encode(segment.text, {.text_start = ids.empty()}));
+                     tokenizer_->Encode(segment.text, {.text_start = ids.empty(),
+                                                       .keep_going = options.keep_going}));
     ids.insert(ids.end(), text.begin(), text.end());
   }
   return ids;

@@ -38,6 +38,7 @@ struct RenderOptions {
   // "26 Jul 2024": what a template that states today's date writes (Llama 3.1 and later). Empty:
   // the template's own fixed date, so that the same messages always give the same ids.
   std::string date = "";
+  KeepGoing keep_going = nullptr;  // see EncodeOptions
 };
 
 // Constant after construction; methods may run at the same time on several threads.

@@ -72,65 +72,67 @@ class SentencePieceTokenizer final : public Tokenizer {
       : Tokenizer(std::move(vocabulary)), rules_(std::move(rules)) {}
 
  private:
-  absl::Status EncodeText(std::string_view text, bool first,
+  absl::Status EncodeText(std::string_view text, bool first, WorkMeter* meter,
                           std::vector<int32_t>* ids) const override {
     const std::string normalized =
         rules_.normalizer.Normalize(text, rules_.user_defined, first || !rules_.prefix_first_only);
     Output output(rules_, ids);
-    if (rules_.algorithm == Algorithm::kUnigram) {
-      EncodeUnigram(normalized, &output);
-    } else {
-      EncodeBpe(normalized, &output);
-    }
-    return absl::OkStatus();
+    return rules_.algorithm == Algorithm::kUnigram ? EncodeUnigram(normalized, meter, &output)
+                                                   : EncodeBpe(normalized, meter, &output);
   }
 
-  void EncodeBpe(std::string_view text, Output* output) const;
-  void EncodeWord(std::string_view word, BpeMerger* merger, WordCache* cache, Output* output) const;
-  void EncodeUnigram(std::string_view text, Output* output) const;
+  absl::Status EncodeBpe(std::string_view text, WorkMeter* meter, Output* output) const;
+  absl::Status EncodeWord(std::string_view word, BpeMerger* merger, WordCache* cache,
+                          Output* output) const;
+  absl::Status EncodeUnigram(std::string_view text, WorkMeter* meter, Output* output) const;
 
   const Rules rules_;
 };
 
 // Cuts the text where nothing can merge across: at user-defined pieces, at characters that no piece
 // has, and, where the vocabulary allows it, before words.
-void SentencePieceTokenizer::EncodeBpe(std::string_view text, Output* output) const {
-  BpeMerger merger(rules_.pairs);
+absl::Status SentencePieceTokenizer::EncodeBpe(std::string_view text, WorkMeter* meter,
+                                               Output* output) const {
+  BpeMerger merger(rules_.pairs, meter);
   WordCache cache;
   size_t begin = 0;
-  const auto flush = [&](size_t end) {
-    if (end > begin) EncodeWord(text.substr(begin, end - begin), &merger, &cache, output);
+  const auto flush = [&](size_t end) -> absl::Status {
+    if (end > begin) {
+      RETURN_IF_ERROR(EncodeWord(text.substr(begin, end - begin), &merger, &cache, output));
+    }
     begin = end;
+    return absl::OkStatus();
   };
   bool after_mark = true;
   for (size_t pos = 0; pos < text.size();) {
     const std::string_view rest = text.substr(pos);
     if (const ByteTrie::Match kept = rules_.user_defined.Longest(rest); kept.length > 0) {
-      flush(pos);
+      RETURN_IF_ERROR(flush(pos));
       output->Known(kept.value);
       begin = pos += kept.length;
       after_mark = true;
       continue;
     }
     const size_t length = NextUtf8(rest).length;
+    RETURN_IF_ERROR(meter->Add(length));
     const std::string_view character = rest.substr(0, length);
     if (!rules_.characters.contains(character)) {
-      flush(pos);
+      RETURN_IF_ERROR(flush(pos));
       output->Unknown(character);
       begin = pos += length;
       after_mark = true;
       continue;
     }
     const bool mark = character == kSpaceMark;
-    if (mark && !after_mark && rules_.words_are_separate) flush(pos);
+    if (mark && !after_mark && rules_.words_are_separate) RETURN_IF_ERROR(flush(pos));
     after_mark = mark;
     pos += length;
   }
-  flush(text.size());
+  return flush(text.size());
 }
 
-void SentencePieceTokenizer::EncodeWord(std::string_view word, BpeMerger* merger, WordCache* cache,
-                                        Output* output) const {
+absl::Status SentencePieceTokenizer::EncodeWord(std::string_view word, BpeMerger* merger,
+                                                WordCache* cache, Output* output) const {
   const auto emit = [&](std::span<const int32_t> merged) {
     for (const int32_t id : merged) {
       if (id < vocab_size()) {
@@ -139,6 +141,7 @@ void SentencePieceTokenizer::EncodeWord(std::string_view word, BpeMerger* merger
         output->Unknown(rules_.letters[id - vocab_size()]);
       }
     }
+    return absl::OkStatus();
   };
   if (const auto known = cache->Find(word); known.has_value()) return emit(*known);
   std::vector<int32_t> symbols;
@@ -148,14 +151,15 @@ void SentencePieceTokenizer::EncodeWord(std::string_view word, BpeMerger* merger
     symbols.push_back(rules_.characters.find(word.substr(pos, length))->second);
     pos += length;
   }
-  const std::span<const int32_t> merged = merger->Merge(symbols);
-  emit(merged);
+  ASSIGN_OR_RETURN(const std::span<const int32_t> merged, merger->Merge(symbols));
   cache->Add(word, merged);
+  return emit(merged);
 }
 
 // Viterbi's algorithm over bytes: the best way to reach every position. Scores are added up in
 // float and compared in double, as the library does, so that near ties fall the same way.
-void SentencePieceTokenizer::EncodeUnigram(std::string_view text, Output* output) const {
+absl::Status SentencePieceTokenizer::EncodeUnigram(std::string_view text, WorkMeter* meter,
+                                                   Output* output) const {
   struct Arrival {
     float score = 0;
     int32_t id = -1;
@@ -165,6 +169,7 @@ void SentencePieceTokenizer::EncodeUnigram(std::string_view text, Output* output
   for (size_t pos = 0; pos < text.size();) {
     const float score_here = best[pos].score;
     const size_t character = NextUtf8(text.substr(pos)).length;
+    RETURN_IF_ERROR(meter->Add(character));
     bool has_character = false;
     const auto arrive = [&](size_t length, int32_t id, float score) {
       Arrival& arrival = best[pos + length];
@@ -195,6 +200,7 @@ void SentencePieceTokenizer::EncodeUnigram(std::string_view text, Output* output
     }
     begin = *end;
   }
+  return absl::OkStatus();
 }
 
 // "<0x41>" as 0x41; -1 for anything else.

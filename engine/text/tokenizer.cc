@@ -43,12 +43,13 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(std::string_view text,
   std::vector<int32_t> ids;
   if (options.add_bos && vocab_.bos_id.has_value()) ids.push_back(*vocab_.bos_id);
 
+  WorkMeter meter(options.keep_going);
   const ByteTrie& found_here = options.parse_special ? *added_ : *user_defined_;
   size_t section = 0;  // where the text that belongs to no added token began
   const auto encode_section = [&](size_t end) -> absl::Status {
     if (section == end) return absl::OkStatus();
     return EncodeText(text.substr(section, end - section), options.text_start && section == 0,
-                      &ids);
+                      &meter, &ids);
   };
   if (!found_here.empty()) {
     for (size_t pos = 0; pos < text.size();) {

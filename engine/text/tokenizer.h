@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/text/work_meter.h"
 
 namespace entropyserve {
 
@@ -27,6 +28,8 @@ struct EncodeOptions {
   // The text begins the sequence. False: it follows a control token, and a vocabulary that puts a
   // space before the first word only (Metaspace "first") does not.
   bool text_start = true;
+  // Asked now and then; its error ends Encode. For callers that may have left meanwhile.
+  KeepGoing keep_going = nullptr;
 };
 
 // What a GGUF file says about its tokenizer; keys are tokenizer.ggml.* unless noted.
@@ -77,7 +80,7 @@ class Tokenizer {
   // Ill-formed UTF-8 is first replaced by U+FFFD, one per maximal ill-formed part (SanitizeUtf8),
   // so the ids are those of the replaced text. Time is O(n log n) in the text's bytes whatever the
   // text. INVALID_ARGUMENT: text above kMaxTextBytes. RESOURCE_EXHAUSTED: the pattern matcher gave
-  // up.
+  // up. Any other: options.keep_going's.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text,
                                               const EncodeOptions& options = {}) const;
 
@@ -119,7 +122,7 @@ class Tokenizer {
 
   // Appends the ids of `text`: valid UTF-8, not empty, nothing in it that Encode itself finds.
   // `first`: it is the beginning of the sequence's text.
-  virtual absl::Status EncodeText(std::string_view text, bool first,
+  virtual absl::Status EncodeText(std::string_view text, bool first, WorkMeter* meter,
                                   std::vector<int32_t>* ids) const = 0;
 
  private:
