@@ -186,6 +186,15 @@ std::string Texts(const TraceReport& report) {
   return out;
 }
 
+// Adds a later event of the same layer.
+void Continue(v1::LayerTrace more, v1::LayerTrace* layer) {
+  if (more.continues_kept() && more.kept_size() > 0 && layer->kept_size() > 0) {
+    layer->mutable_kept()->rbegin()->MergeFrom(more.kept(0));
+    more.mutable_kept()->DeleteSubrange(0, 1);
+  }
+  layer->MergeFrom(more);
+}
+
 absl::Status CheckShape(const v1::LayerTrace& layer, const v1::LayerTrace& first) {
   const int64_t cells = int64_t{layer.kv_heads()} * layer.segments();
   const auto wrong = [&layer](const char* field) {
@@ -218,13 +227,17 @@ absl::Status AddEvent(const v1::GenerateEvent& event, TraceReport* report) {
   switch (event.event_case()) {
     case v1::GenerateEvent::kTrace: {
       const v1::LayerTrace& layer = event.trace();
-      if (layer.layer() != static_cast<int64_t>(report->layers.size())) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("trace of layer ", layer.layer(), ": expected layer ",
-                         report->layers.size(), "; give the events of one request, in order"));
+      std::vector<v1::LayerTrace>& layers = report->layers;
+      if (!layers.empty() && layer.layer() == layers.back().layer()) {
+        Continue(layer, &layers.back());
+        break;
       }
-      RETURN_IF_ERROR(CheckShape(layer, report->layers.empty() ? layer : report->layers[0]));
-      report->layers.push_back(layer);
+      if (layer.layer() != static_cast<int64_t>(layers.size())) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("trace of layer ", layer.layer(), ": expected layer ", layers.size(),
+                         "; give the events of one request, in order"));
+      }
+      layers.push_back(layer);
       break;
     }
     case v1::GenerateEvent::kTokens:
@@ -242,9 +255,14 @@ absl::Status AddEvent(const v1::GenerateEvent& event, TraceReport* report) {
 absl::Status CheckComplete(const TraceReport& report) {
   if (report.layers.empty()) return absl::OkStatus();
   const size_t layers = std::max(report.layers[0].layers(), 0);
-  if (report.layers.size() == layers) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("the trace has ", report.layers.size(), " of ",
-                                                 layers, " layers; record the trace anew"));
+  if (report.layers.size() != layers) {
+    return absl::InvalidArgumentError(absl::StrCat("the trace has ", report.layers.size(), " of ",
+                                                   layers, " layers; record the trace anew"));
+  }
+  for (const v1::LayerTrace& layer : report.layers) {
+    RETURN_IF_ERROR(CheckShape(layer, report.layers[0]));
+  }
+  return absl::OkStatus();
 }
 
 std::vector<bool> RigidHeads(const TraceReport& report, int* judged) {

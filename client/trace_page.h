@@ -17,10 +17,10 @@ struct TraceReport {
 };
 
 // Adds what an event of Generate says; events without a trace, text or receipt change nothing.
-// INVALID_ARGUMENT: a layer out of order, or of another shape than it claims or layer 0 had.
+// INVALID_ARGUMENT: a layer out of order.
 absl::Status AddEvent(const v1::GenerateEvent& event, TraceReport* report);
 
-// INVALID_ARGUMENT: layers are missing.
+// INVALID_ARGUMENT: layers are missing, or have another shape than they claim or layer 0 has.
 absl::Status CheckComplete(const TraceReport& report);
 
 // For each layer and kv head, in order: whether all its entropies stayed under the policy's e_t, as

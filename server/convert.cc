@@ -362,28 +362,49 @@ void FinishedToProto(const FinishedEvent& event, const v1::Policy& policy,
   *to.mutable_policy() = policy;
 }
 
-void TraceToProto(const Trace& trace, int layer, v1::GenerateEvent* proto) {
-  v1::LayerTrace& to = *proto->mutable_trace();
-  to.set_layer(layer);
-  to.set_layers(trace.layers);
-  to.set_kv_heads(trace.kv_heads);
-  to.set_segments(trace.segments);
-  to.set_segment_tokens(trace.segment);
-  to.set_block_tokens(trace.block);
-  const size_t row = static_cast<size_t>(trace.kv_heads) * trace.segments;
-  const auto slice = [&](const auto& values, auto* out) {
-    const size_t begin = std::min(values.size(), row * layer);
-    const size_t end = std::min(values.size(), begin + row);
+void TraceEvents::Next(v1::GenerateEvent* proto) {
+  // Numbers in one event. The longest, -1, takes 10 bytes; gRPC's clients take 4 MiB by default.
+  constexpr size_t kNumbers = 1 << 17;
+  room_ = kNumbers;
+  v1::LayerTrace* const to = proto->mutable_trace();
+  to->set_layer(layer_);
+  to->set_layers(trace_->layers);
+  to->set_kv_heads(trace_->kv_heads);
+  to->set_segments(trace_->segments);
+  to->set_segment_tokens(trace_->segment);
+  to->set_block_tokens(trace_->block);
+  TakeCells(to);
+  TakeKept(to);
+  if (room_ == 0) return;  // there may be more
+  ++layer_;
+  cell_ = head_ = kept_ = 0;
+}
+
+void TraceEvents::TakeCells(v1::LayerTrace* to) {
+  const size_t row = static_cast<size_t>(trace_->kv_heads) * trace_->segments;
+  const size_t count = std::min(row - cell_, room_ / 3);
+  const auto take = [&](const auto& values, auto* out) {
+    const size_t begin = std::min(values.size(), row * layer_ + cell_);
+    const size_t end = std::min(values.size(), begin + count);
     out->Add(values.begin() + begin, values.begin() + end);
   };
-  slice(trace.entropy, to.mutable_entropy());
-  slice(trace.budget, to.mutable_budget());
-  slice(trace.selected, to.mutable_selected());
-  const size_t first_head = static_cast<size_t>(layer) * trace.kv_heads;
-  for (size_t head = first_head; head < first_head + trace.kv_heads; ++head) {
-    if (head >= trace.kept_positions.size()) break;
-    const std::vector<int32_t>& kept = trace.kept_positions[head];
-    to.add_kept()->mutable_positions()->Add(kept.begin(), kept.end());
+  take(trace_->entropy, to->mutable_entropy());
+  take(trace_->budget, to->mutable_budget());
+  take(trace_->selected, to->mutable_selected());
+  cell_ += count;
+  room_ = cell_ < row ? 0 : room_ - 3 * count;
+}
+
+void TraceEvents::TakeKept(v1::LayerTrace* to) {
+  const size_t heads = trace_->kept_positions.empty() ? 0 : trace_->kv_heads;
+  to->set_continues_kept(kept_ > 0);
+  for (; head_ < heads && room_ > 0; ++head_, kept_ = 0) {
+    const std::vector<int32_t>& all = trace_->kept_positions[layer_ * heads + head_];
+    const size_t count = std::min(all.size() - kept_, room_);
+    to->add_kept()->mutable_positions()->Add(all.begin() + kept_, all.begin() + kept_ + count);
+    kept_ += count;
+    room_ -= count;
+    if (kept_ < all.size()) return;
   }
 }
 

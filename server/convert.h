@@ -56,7 +56,27 @@ void TokensToProto(TokensEvent event, v1::GenerateEvent* proto);
 void FinishedToProto(const FinishedEvent& event, const v1::Policy& policy,
                      v1::GenerateEvent* proto);
 // Row `layer` of a trace.
-void TraceToProto(const Trace& trace, int layer, v1::GenerateEvent* proto);
+
+// A trace as events of bounded size: each holds one layer, or a part of a large one.
+class TraceEvents {
+ public:
+  explicit TraceEvents(std::shared_ptr<const Trace> trace) : trace_(std::move(trace)) {}
+
+  bool done() const { return layer_ >= trace_->layers; }
+  void Next(v1::GenerateEvent* proto);  // not when done
+
+ private:
+  void TakeCells(v1::LayerTrace* to);
+  void TakeKept(v1::LayerTrace* to);
+
+  std::shared_ptr<const Trace> trace_;
+  int32_t layer_ = 0;
+  // What comes next of the layer.
+  size_t cell_ = 0;
+  size_t head_ = 0;
+  size_t kept_ = 0;  // in the head's list
+  size_t room_ = 0;  // numbers that fit into the event
+};
 
 void SessionToProto(const SessionInfo& info, v1::Session* proto);
 void ModelToProto(const ServedModel& model, v1::GetModelResponse* proto);

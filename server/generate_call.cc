@@ -159,7 +159,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       outbox_.Clear();
       context_->TryCancel();
     }
-    trace_ = std::move(event.trace);
+    if (event.trace) trace_.emplace(std::move(event.trace));
     // What was refused before it was accepted has a status only: clients try again what has
     // RetryInfo as long as no event has come.
     if (accepted_) last_event_ = std::move(proto);
@@ -276,8 +276,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     v1::GenerateEvent event;
     if (!outbox_.empty()) {
       event = outbox_.Pop();
-    } else if (trace_ != nullptr && next_trace_layer_ < trace_->layers) {
-      TraceToProto(*trace_, next_trace_layer_++, &event);  // one at a time: traces are large
+    } else if (trace_.has_value() && !trace_->done()) {
+      trace_->Next(&event);  // one at a time: traces are large
     } else if (last_event_.has_value()) {
       event = *std::move(last_event_);
       last_event_.reset();
@@ -392,8 +392,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool engine_finished_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status end_status_ ABSL_GUARDED_BY(mutex_);
   Receipt receipt_ ABSL_GUARDED_BY(mutex_);
-  std::shared_ptr<const Trace> trace_ ABSL_GUARDED_BY(mutex_);
-  int next_trace_layer_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<TraceEvents> trace_ ABSL_GUARDED_BY(mutex_);
   std::optional<v1::GenerateEvent> last_event_ ABSL_GUARDED_BY(mutex_);
 };
 

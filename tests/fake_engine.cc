@@ -1,6 +1,7 @@
 #include "tests/fake_engine.h"
 
 #include <gtest/gtest.h>
+#include <numeric>
 
 #include <algorithm>
 #include <chrono>
@@ -348,7 +349,10 @@ void FakeEngine::Finish(Running* running, FinishReason reason, absl::Status stat
       trace->budget.push_back(static_cast<float>(100 + i));
       trace->selected.push_back(static_cast<int32_t>(i));
     }
-    for (int i = 0; i < trace->layers * 2; ++i) trace->kept_positions.push_back({i, i + 1});
+    for (int i = 0; i < trace->layers * 2; ++i) {
+      trace->kept_positions.emplace_back(running->script.trace_kept);
+      std::iota(trace->kept_positions.back().begin(), trace->kept_positions.back().end(), i);
+    }
     event.trace = std::move(trace);
   }
   {

@@ -24,6 +24,7 @@ struct FakeScript {
   // Not OK: the request ends with kError, then or before it is accepted.
   absl::Status fail_after_prefill = absl::OkStatus(), refuse = absl::OkStatus();
   int trace_layers = 0;
+  int trace_kept = 2;  // positions of each head: the head's number and those after it
 };
 
 class FakeEngine final : public Engine {

@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
 #include <thread>
 
 #include "server/outbox.h"
@@ -96,6 +98,43 @@ TEST_F(StreamTest, LogprobsAndTraceArrive) {
   EXPECT_EQ(logprobs, 2);
   EXPECT_THAT(layers, ElementsAre(0, 1, 2));
   EXPECT_TRUE(result.events.back().has_finished());
+}
+
+// What a KV budget of a whole long prompt keeps is more than a gRPC client takes in one message.
+TEST_F(StreamTest, LargeTracesComeInEventsOfBoundedSize) {
+  constexpr int kKept = 1'000'003;
+  engine_->SetScript({.tokens = 1, .trace_layers = 2, .trace_kept = kKept});
+  v1::GenerateRequest request = TextRequest();
+  request.set_trace(true);
+  const Result result = Generate(request);
+  ASSERT_TRUE(result.status.ok()) << result.status.error_message();
+  std::vector<v1::LayerTrace> layers;
+  for (const Event& event : result.events) {
+    EXPECT_LE(event.ByteSizeLong(), 2'000'000u);
+    if (!event.has_trace()) continue;
+    v1::LayerTrace part = event.trace();
+    if (part.layer() == static_cast<int>(layers.size())) {
+      layers.push_back(part);
+      continue;
+    }
+    ASSERT_EQ(part.layer(), static_cast<int>(layers.size()) - 1);
+    if (part.continues_kept()) {
+      layers.back().mutable_kept()->rbegin()->MergeFrom(part.kept(0));
+      part.mutable_kept()->DeleteSubrange(0, 1);
+    }
+    layers.back().MergeFrom(part);
+  }
+  ASSERT_EQ(layers.size(), 2u);
+  for (const v1::LayerTrace& layer : layers) {
+    EXPECT_EQ(layer.entropy_size(), 6);
+    EXPECT_EQ(layer.selected(5), 6 * layer.layer() + 5);
+    ASSERT_EQ(layer.kept_size(), 2);
+    for (int head = 0; head < 2; ++head) {
+      std::vector<int32_t> all(kKept);
+      std::iota(all.begin(), all.end(), 2 * layer.layer() + head);
+      EXPECT_TRUE(std::ranges::equal(layer.kept(head).positions(), all));
+    }
+  }
 }
 
 TEST_F(StreamTest, ManyStreamsAtOnceStayApart) {

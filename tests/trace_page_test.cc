@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -209,6 +210,45 @@ TEST(TracePageTest, DrawsARequestWithoutATrace) {
   EXPECT_TRUE(data["kept"].is_null());
 }
 
+TEST(TracePageTest, PartsOfALayerAreItsWhole) {
+  TraceReport whole = Report(), parts;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    v1::LayerTrace& all = whole.layers[layer];
+    for (int head = 0; head < kKvHeads; ++head) {
+      v1::KeptPositions* const kept = all.add_kept();
+      for (int i = 0; i < 3; ++i) kept->add_positions(10 * head + i);
+    }
+  }
+  const auto add = [&parts](const v1::LayerTrace& part) {
+    v1::GenerateEvent event;
+    *event.mutable_trace() = part;
+    EXPECT_TRUE(AddEvent(event, &parts).ok());
+  };
+  for (const v1::LayerTrace& all : whole.layers) {
+    // Cells are cut after 3, the first head's positions after 2.
+    v1::LayerTrace none = all;
+    none.clear_entropy();
+    none.clear_budget();
+    none.clear_selected();
+    none.clear_kept();
+    std::array<v1::LayerTrace, 3> part = {none, none, none};
+    for (int cell = 0; cell < all.entropy_size(); ++cell) {
+      part[cell >= 3].add_entropy(all.entropy(cell));
+      part[cell >= 3].add_budget(all.budget(cell));
+      part[cell >= 3].add_selected(all.selected(cell));
+    }
+    *part[1].add_kept() = all.kept(0);
+    part[1].mutable_kept(0)->mutable_positions()->RemoveLast();
+    part[2].set_continues_kept(true);
+    part[2].add_kept()->add_positions(all.kept(0).positions(2));
+    *part[2].add_kept() = all.kept(1);
+    for (const v1::LayerTrace& one : part) add(one);
+  }
+  parts.finished = whole.finished;
+  ASSERT_TRUE(CheckComplete(parts).ok()) << CheckComplete(parts);
+  EXPECT_EQ(TracePage(parts), TracePage(whole));
+}
+
 TEST(TracePageTest, RefusesWhatIsNoTrace) {
   const auto add = [](const v1::LayerTrace& layer) {
     TraceReport report;
@@ -216,10 +256,15 @@ TEST(TracePageTest, RefusesWhatIsNoTrace) {
     *event.mutable_trace() = Layer(0);
     EXPECT_TRUE(AddEvent(event, &report).ok());
     *event.mutable_trace() = layer;
-    return std::string(AddEvent(event, &report).message());
+    if (const absl::Status added = AddEvent(event, &report); !added.ok()) {
+      return std::string(added.message());
+    }
+    *event.mutable_trace() = Layer(2);
+    EXPECT_EQ(AddEvent(event, &report).ok(), layer.layer() == 1);
+    return std::string(CheckComplete(report).message());
   };
   EXPECT_EQ(add(Layer(1)), "");
-  EXPECT_THAT(add(Layer(0)), HasSubstr("expected layer 1"));
+  EXPECT_THAT(add(Layer(0)), HasSubstr("1 of 3 layers"));
   EXPECT_THAT(add(Layer(2)), HasSubstr("expected layer 1"));
   v1::LayerTrace layer = Layer(1);
   layer.mutable_entropy()->RemoveLast();
