@@ -97,6 +97,8 @@ class EngineImpl final : public Engine {
   void Step();
   void RefuseWhatCannotStart(const StepPlan& plan);
   bool Admit(Sequence* sequence);
+  void Begin(Sequence* sequence);
+  void ReleaseArrived();
   bool BuildBatch(const StepPlan& plan);
   void RunBatch(const StepPlan& plan, TimePoint begin);
   void AfterWork(Sequence* sequence, const StepPlan::Work& work);
@@ -139,6 +141,7 @@ class EngineImpl final : public Engine {
   SessionTiers tiers_;
   std::map<RequestId, std::unique_ptr<Sequence>> sequences_;  // waiting and running
   StepBatch step_;
+  int64_t step_rows_ = 0;                // of the last step of requests; 0: it ran nothing
   std::unique_ptr<CompareJob> compare_;  // null: none is running
   std::vector<SampleResult> samples_;
   bool worked_ = false;  // the last step ran something, so the next one may too

@@ -194,7 +194,7 @@ void EngineImpl::FlushSessions() {
 
 void EngineImpl::WriteSessions() {
   while (tiers_.moving()) {
-    tiers_.Advance();
+    tiers_.Advance(0);
     tiers_.WaitForIo();
     RunTasks();
   }

@@ -17,12 +17,20 @@ constexpr double kRetrySeconds = 1.0;
 }  // namespace
 
 void EngineImpl::Step() {
-  worked_ = tiers_.Advance();
+  worked_ = tiers_.Advance(std::exchange(step_rows_, 0));
+  ReleaseArrived();
   MakeRoomForWaiting();
   StepPlan plan = scheduler_.Next(pool_->available());
   for (uint64_t id : plan.admit) {
-    if (Admit(sequences_.at(id).get())) continue;
-    scheduler_.Requeue(id);
+    Sequence* const s = sequences_.at(id).get();
+    if (!Admit(s)) {
+      scheduler_.Requeue(id);
+    } else if (s->arriving) {
+      scheduler_.Hold(id);
+      worked_ = true;  // the next step copies more
+    } else {
+      continue;
+    }
     std::erase_if(plan.work, [id](const StepPlan::Work& work) { return work.id == id; });
   }
   if (scheduler_.running() == 0 && !compare_) RefuseWhatCannotStart(plan);
@@ -31,6 +39,7 @@ void EngineImpl::Step() {
   if (!BuildBatch(plan)) return;
   RunBatch(plan, begin);
   ++counts_.steps;
+  step_rows_ = step_.batch().rows;
   // The rate that estimates are made of: of steps that mostly prefill.
   int64_t prefilled = 0, prefills = 0;
   for (const StepPlan::Work& work : plan.work) {
@@ -86,22 +95,37 @@ bool EngineImpl::Admit(Sequence* s) {
     }
     backend_->CopyIn(s->history.data(), s->host_history.data(), vocab * sizeof(uint32_t));
   }
-  const bool brought = s->session && !s->cache->resident();
-  if (brought && !tiers_.Bring(s->session).ok()) return false;
+  const bool away = s->session && !s->cache->resident();
+  if (away && !s->cache->TakeBack().ok()) return false;
   if (!s->cache->BeginTurn(s->plan).ok()) {
-    if (brought) s->cache->PageOut();
+    if (away) s->cache->PageOut();
     return false;
   }
-  if (s->session) tiers_.Started(s->session);
+  if (away) tiers_.Bring(s->session);
+  s->arriving = away && tiers_.Arriving(s->session);
   s->admitted = true;
-  s->started = clock_->Now();
-  s->receipt.queue_seconds = Seconds(s->submitted, s->started);
+  Begin(s);
   const int64_t tokens = int64_t(s->request.prompt.size());
   MutexLock lock(&mutex_);
   --queued_requests_;
   queued_tokens_ -= tokens;
   quotas_.Admitted(s->request.owner, tokens);
   return true;
+}
+
+void EngineImpl::Begin(Sequence* s) {
+  s->started = clock_->Now();
+  s->receipt.queue_seconds = Seconds(s->submitted, s->started);
+}
+
+// Requests whose session has come into the pool whole begin.
+void EngineImpl::ReleaseArrived() {
+  for (auto& [id, s] : sequences_) {
+    if (!s->arriving || tiers_.Arriving(s->session)) continue;
+    s->arriving = false;
+    scheduler_.Release(id);
+    Begin(s.get());
+  }
 }
 
 // False: the step cannot run, and the requests that are to blame have been ended.

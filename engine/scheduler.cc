@@ -64,8 +64,11 @@ const SchedulerRequest* Scheduler::NextToAdmit() {
 
 void Scheduler::PlanPrefills(int64_t decodes, StepPlan* plan) {
   std::vector<Entry*> prefills;
+  bool others = decodes > 0;
   for (Entry* entry : ByPriority(&running_)) {
-    if (entry->remaining() > 0 && !entry->paused) prefills.push_back(entry);
+    if (entry->remaining() == 0 || entry->paused) continue;
+    others = others || entry->held;
+    if (!entry->held) prefills.push_back(entry);
   }
   if (prefills.empty()) return;
   if (prefills.front()->request.exclusive) {
@@ -75,7 +78,7 @@ void Scheduler::PlanPrefills(int64_t decodes, StepPlan* plan) {
     entry->done = entry->request.prompt;
     return;
   }
-  const bool lone = prefills.size() == 1 && decodes == 0;
+  const bool lone = prefills.size() == 1 && !others;
   int64_t budget = lone ? std::max(options_.lone_chunk_tokens, options_.step_tokens)
                         : options_.step_tokens - decodes;
   bool any = false;
@@ -93,6 +96,14 @@ void Scheduler::PlanPrefills(int64_t decodes, StepPlan* plan) {
     plan->work.push_back({entry->request.id, tokens, true});
   }
 }
+
+void Scheduler::Hold(uint64_t id) {
+  Entry& entry = running_.at(id);
+  entry.held = true;
+  entry.done = 0;
+}
+
+void Scheduler::Release(uint64_t id) { running_.at(id).held = false; }
 
 void Scheduler::Requeue(uint64_t id) {
   auto node = running_.extract(id);

@@ -55,6 +55,9 @@ class Scheduler {
   StepPlan Next(int64_t available_pages);
   // The waiting request that comes first, if another may run: room made for it is used. Null: none.
   const SchedulerRequest* NextToAdmit();
+  // A request that was admitted in the last plan cannot begin yet; its work did not happen.
+  void Hold(uint64_t id);
+  void Release(uint64_t id);  // now it can
   // Pages were there, but something else was not: the request waits again, in its old place.
   void Requeue(uint64_t id);
   // Finished, cancelled or failed. Unknown ids are ignored.
@@ -75,6 +78,7 @@ class Scheduler {
     int64_t enqueued_at = 0;  // step number
     int64_t passed_over = 0;  // steps in which it was first and did not fit
     bool paused = false;
+    bool held = false;
     int64_t remaining() const { return request.prompt - done; }
   };
 

@@ -33,6 +33,7 @@ struct Sequence {
   bool shared = false;              // a step of it did something for another sequence too
   bool loading = false;             // its session is being read from a file
   bool admitted = false;
+  bool arriving = false;  // its session is being copied into the pool
   bool paused = false;
   std::optional<TextStream> text;
 

@@ -153,6 +153,19 @@ TEST(SchedulerTest, PausedSequencesDoNotRunAndOthersDo) {
   EXPECT_EQ(scheduler.Next(kPlenty).work, (std::vector<Work>{{1, 1, false}, {2, 1, false}}));
 }
 
+TEST(SchedulerTest, HeldRequestsKeepTheirPlaceAndRunWhenReleased) {
+  Scheduler scheduler({.step_tokens = 256, .lone_chunk_tokens = 1024});
+  scheduler.Enqueue({.id = 1, .prompt = 100});
+  scheduler.Enqueue({.id = 2, .prompt = 4096, .segment = 128});
+  ASSERT_EQ(scheduler.Next(kPlenty).admit.size(), 2u);
+  scheduler.Hold(1);
+  EXPECT_EQ(scheduler.running(), 2);
+  // The other is not alone: somebody waits for its step to end.
+  EXPECT_EQ(scheduler.Next(kPlenty).work, (std::vector<Work>{{2, 256, true}}));
+  scheduler.Release(1);
+  EXPECT_EQ(scheduler.Next(kPlenty).work, (std::vector<Work>{{1, 100, true}, {2, 128, true}}));
+}
+
 TEST(SchedulerTest, RequeuedRequestsWaitInTheirOldPlace) {
   Scheduler scheduler(Options());
   scheduler.Enqueue({.id = 1, .prompt = 10});

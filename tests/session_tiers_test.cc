@@ -276,6 +276,57 @@ TEST(SessionTiersTest, ASessionLeavesThePoolOverManySteps) {
   ExpectNothingLeft(m);
 }
 
+// A large session comes back a page a step, while others decode. It may turn back halfway.
+TEST_P(TierTest, ASessionComesBackOverManySteps) {
+  TemporaryFolder folder;
+  const bool disk = GetParam() == Tier::kDisk;
+  EngineOptions options = OutOfThePool(disk ? 0 : 1 << 20, disk ? folder.path() : "");
+  options.session_step_bytes = 1;
+  auto moves = std::make_shared<Moves>();
+  ManualEngine m(options, kPages, "fake", moves);
+  const Move back{GetParam(), Tier::kDevice, SessionMove::kRestored};
+  Conversation talk = Begin(m, "ann", Prompt(1, 600));  // 40 pages
+  auto beside = Submit(m.engine.get(), TurnRequest({"bob", "", {}}, {7}, 300));
+  for (int i = 0; i < 70; ++i) m.engine->RunOnce();  // its next pages begin after 128
+  ASSERT_EQ(TierOf(m, talk), GetParam());
+  const int64_t others = m.engine->Stats().pages_used;
+
+  auto left = std::make_shared<TurnSink>();
+  const auto id = m.engine->Submit(TurnRequest(talk, {5}, 3), left);
+  const size_t before = beside->ids.size();
+  for (int i = 0; i < 30; ++i) m.engine->RunOnce();
+  EXPECT_EQ(beside->ids.size(), before + 30) << "what runs goes on";
+  EXPECT_TRUE(left->ids.empty());
+  EXPECT_EQ(TierOf(m, talk), GetParam());
+  EXPECT_GE(m.engine->Stats().pages_used, others + 40) << "all its pages are its own";
+  m.engine->Cancel(*id, absl::CancelledError("left"));
+  m.engine->RunOnce();
+  EXPECT_TRUE(left->done);
+  EXPECT_EQ(m.engine->Stats().pages_used, others) << "and all come back";
+  EXPECT_EQ(TierOf(m, talk), GetParam());
+  EXPECT_EQ(moves->Count(back), 0);
+
+  const std::vector<int32_t> prompt = Prompt(2, 200);
+  auto again = Submit(m.engine.get(), TurnRequest(talk, prompt, 3));
+  int steps = 0;
+  for (; moves->Count(back) == 0 && steps < 100; ++steps) m.engine->RunOnce();
+  EXPECT_GE(steps, 40) << "a page a step";
+  EXPECT_LE(steps, 42);
+  EXPECT_FALSE(again->done);
+  ASSERT_TRUE(RunToEnd(m, *again));
+  EXPECT_EQ(again->ids, Expected(&talk, prompt, 3));
+  Conversation alone{"bob", "", {}};
+  ASSERT_TRUE(RunToEnd(m, *beside));
+  EXPECT_EQ(beside->ids, Expected(&alone, {7}, 300));
+  for (int i = 0; i < 60; ++i) m.engine->RunOnce();
+  ASSERT_EQ(TierOf(m, talk), GetParam());
+  auto deleted = Submit(m.engine.get(), TurnRequest(talk, {6}, 3));
+  for (int i = 0; i < 5; ++i) m.engine->RunOnce();
+  Delete(m, talk);  // on its way again
+  EXPECT_TRUE(deleted->done);
+  ExpectNothingLeft(m);
+}
+
 TEST(SessionTiersTest, RequestsOfManySessionsThatDoNotFitTogetherAllGetThere) {
   TemporaryFolder folder;
   EngineOptions options;

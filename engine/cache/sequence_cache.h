@@ -33,7 +33,7 @@ struct CacheState {
 class SequenceCache {
  public:
   SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape);
-  // A cache whose tokens are elsewhere: PageIn brings them.
+  // A cache whose tokens are elsewhere: TakeBack and CopyIn bring them.
   SequenceCache(Backend* backend, PagePool* pool, AttentionShape shape, const CacheState& state);
   ~SequenceCache();  // releases every page and reservation
   SequenceCache(const SequenceCache&) = delete;
@@ -91,9 +91,12 @@ class SequenceCache {
       for (const int32_t page : head.pages) f(page);
     }
   }
-  // Takes fresh pages and copies what CopyOut wrote into them. RESOURCE_EXHAUSTED when they are not
-  // available; nothing has changed then.
-  absl::Status PageIn(const std::byte* in);
+  // Takes fresh pages for the tokens: the cache is resident, and a turn may begin, but not run
+  // before CopyIn has filled them. RESOURCE_EXHAUSTED when they are not available; nothing has
+  // changed then.
+  absl::Status TakeBack();
+  // Fills pages [first, first + count) with what CopyOut wrote.
+  void CopyIn(const std::byte* in, int64_t first, int64_t count);
 
   int64_t position() const { return position_; }  // true position of the next token
   int64_t pages_held() const;                     // shared pages counted in full

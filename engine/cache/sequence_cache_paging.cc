@@ -60,17 +60,24 @@ void SequenceCache::PageOut() {
   resident_ = false;
 }
 
-absl::Status SequenceCache::PageIn(const std::byte* in) {
+absl::Status SequenceCache::TakeBack() {
   Check(!in_turn_ && !resident_, "the tokens are here already");
   RETURN_IF_ERROR(Reserve(state().pages(), "session"));
-  std::vector<int32_t> pages;
-  for (Head& head : heads_) {
-    TakePages(PagesFor(head.past), &head.pages);
-    pages.insert(pages.end(), head.pages.begin(), head.pages.end());
-  }
-  backend_->CopyPagesIn(pool_->kv(), pages, in);
+  for (Head& head : heads_) TakePages(PagesFor(head.past), &head.pages);
   resident_ = true;
   return absl::OkStatus();
+}
+
+void SequenceCache::CopyIn(const std::byte* in, int64_t first, int64_t count) {
+  Check(resident_ && appended_ == 0, "pages are filled before a turn runs");
+  std::vector<int32_t> pages;
+  int64_t at = 0;
+  for (const Head& head : heads_) {
+    for (int64_t i = 0; i < PagesFor(head.past); ++i, ++at) {
+      if (at >= first && at < first + count) pages.push_back(head.pages[i]);
+    }
+  }
+  backend_->CopyPagesIn(pool_->kv(), pages, in);
 }
 
 }  // namespace entropyserve

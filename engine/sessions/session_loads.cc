@@ -163,6 +163,47 @@ void SessionTiers::Load(Session* session, std::function<void(absl::Status)> done
   PumpLoads();
 }
 
+void SessionTiers::Bring(Session* session) {
+  entering_.push_back({session});
+  CopyIn();
+}
+
+bool SessionTiers::Arriving(const Session* session) const {
+  return std::any_of(entering_.begin(), entering_.end(),
+                     [session](const Entering& e) { return e.session == session; });
+}
+
+void SessionTiers::CopyIn() {
+  const int64_t page_bytes = pool_->page_bytes();
+  while (!entering_.empty()) {
+    auto& [session, copied] = entering_.front();
+    const int64_t pages = TakeStepPages(session->pages->size() - copied);
+    if (pages > 0) {
+      session->cache->CopyIn(session->pages->data() + copied, copied / page_bytes, pages);
+      copied += pages * page_bytes;
+    }
+    if (copied < session->pages->size()) return;
+    Session* const entered = session;
+    entering_.pop_front();
+    Entered(entered);
+  }
+}
+
+void SessionTiers::Entered(Session* session) {
+  if (session->tier == SessionTier::kDisk) --loaded_;
+  observer_->OnSessionMove(session->tier, SessionTier::kDevice, SessionMove::kRestored);
+  session->tier = SessionTier::kDevice;
+  session->pages.reset();
+  tally_stale_ = true;
+  PumpLoads();
+}
+
+// Its request ended before all of it was copied.
+void SessionTiers::GoBack(Session* session) {
+  std::erase_if(entering_, [session](const Entering& e) { return e.session == session; });
+  session->cache->PageOut();
+}
+
 void SessionTiers::PumpLoads() {
   while (reading_ + loaded_ < kMostInTransit && !loads_.empty()) {
     PendingLoad load = std::move(loads_.front());

@@ -46,21 +46,6 @@ void SessionTiers::Use(Session* session) {
   tally_stale_ = true;
 }
 
-absl::Status SessionTiers::Bring(Session* session) {
-  if (session->cache->resident()) return absl::OkStatus();
-  return session->cache->PageIn(session->pages->data());
-}
-
-void SessionTiers::Started(Session* session) {
-  if (session->tier == SessionTier::kDevice) return;
-  if (session->tier == SessionTier::kDisk) --loaded_;
-  observer_->OnSessionMove(session->tier, SessionTier::kDevice, SessionMove::kRestored);
-  session->tier = SessionTier::kDevice;
-  session->pages.reset();
-  tally_stale_ = true;
-  PumpLoads();
-}
-
 void SessionTiers::Changed(Session* session) {
   if (session->claim != SessionClaim::kWhole) return;
   dir_->MakeMarker(session->id);
@@ -87,6 +72,7 @@ void SessionTiers::Settle(Session* session) {
   session->busy = false;
   store_->Touch(session, clock_->Now());
   tally_stale_ = true;
+  if (Arriving(session)) GoBack(session);
   if (session->tier == SessionTier::kDevice) session->kv_bytes = session->cache->kv_bytes();
   if (session->tier == SessionTier::kDisk && session->pages) PutBack(session);
   if (session->deleted) {
@@ -237,17 +223,25 @@ SessionTiers::Result SessionTiers::MoveDown(Session* session, SessionMove why, b
   return CopyMore();
 }
 
-// As much of what leaves as this step may still copy, at least a page.
-SessionTiers::Result SessionTiers::CopyMore() {
+// How many of the pages in `left` bytes this step may still copy: at least one, unless it has
+// copied all it may.
+int64_t SessionTiers::TakeStepPages(int64_t left) {
+  if (step_bytes_left_ <= 0) return 0;
   const int64_t page_bytes = pool_->page_bytes();
-  const int64_t left = leaving_.pages->size() - leaving_.copied;
-  if (step_bytes_left_ <= 0) return Result::kLater;
   const int64_t pages =
       std::min(left / page_bytes, std::max<int64_t>(1, step_bytes_left_ / page_bytes));
-  leaving_.session->cache->CopyOut(leaving_.pages->data() + leaving_.copied,
-                                   leaving_.copied / page_bytes, pages);
-  leaving_.copied += pages * page_bytes;
   step_bytes_left_ -= pages * page_bytes;
+  return pages;
+}
+
+SessionTiers::Result SessionTiers::CopyMore() {
+  const int64_t page_bytes = pool_->page_bytes();
+  const int64_t pages = TakeStepPages(leaving_.pages->size() - leaving_.copied);
+  if (pages > 0) {
+    leaving_.session->cache->CopyOut(leaving_.pages->data() + leaving_.copied,
+                                     leaving_.copied / page_bytes, pages);
+    leaving_.copied += pages * page_bytes;
+  }
   if (leaving_.copied < leaving_.pages->size()) return Result::kLater;
   const Leaving left_pool = std::exchange(leaving_, {});
   Session* const session = left_pool.session;
@@ -260,10 +254,13 @@ SessionTiers::Result SessionTiers::CopyMore() {
   return Result::kDone;
 }
 
-bool SessionTiers::Advance() {
-  step_bytes_left_ = options_.session_step_bytes;
-  if (!leaving_.session) return false;
-  if (CopyMore() == Result::kDone) EnforceLimits();
+bool SessionTiers::Advance(int64_t rows) {
+  // A step of a prefill takes as long as many that decode, and what it delays is as much less.
+  constexpr int64_t kRowsPerShare = 128;
+  step_bytes_left_ = options_.session_step_bytes * (1 + rows / kRowsPerShare);
+  if (entering_.empty() && !leaving_.session) return false;
+  CopyIn();  // somebody waits for these
+  if (leaving_.session && CopyMore() == Result::kDone) EnforceLimits();
   return true;
 }
 

@@ -4,8 +4,8 @@
 //
 // Host memory holds what its limit allows and, beyond that, one session that is copied out, at most
 // kMostInTransit on their way to files, and as many that were read back and wait for pages. Copies
-// between pool and host are made on the engine thread, out of the pool so many bytes a step; files
-// are written and read on an I/O thread, whose results come back through `post`.
+// between pool and host are made on the engine thread, so many bytes a step; files are
+// written and read on an I/O thread, whose results come back through `post`.
 #pragma once
 
 #include <deque>
@@ -60,15 +60,16 @@ class SessionTiers {
   // An idle session, and its file. SESSION_BUSY: another server took it just now.
   absl::Status Remove(Session* session);
 
-  // ---- A request in a session: Use, Load if it is on the disk, Bring and Started when it is
-  // admitted, Changed when its turn is kept, Settle at the end in any case.
+  // ---- A request in a session: Use, Load if it is on the disk, Bring when it is admitted, Changed
+  // when its turn is kept, Settle at the end in any case.
   void Use(Session* session);
   // Reads the file of a session in use, then calls `done` on the engine thread. Not OK:
   // SESSION_LOST or SESSION_BUSY as for Find; RESOURCE_EXHAUSTED, UNAVAILABLE, both retryable.
   void Load(Session* session, std::function<void(absl::Status)> done);
-  // Copies its tokens into pages, which must be available.
-  absl::Status Bring(Session* session);
-  void Started(Session* session);
+  // Copies its tokens into the pages that its cache has taken: now what this step may still copy,
+  // the rest in the next steps. The turn runs when it is no longer Arriving.
+  void Bring(Session* session);
+  bool Arriving(const Session* session) const;
   void Changed(Session* session);
   void Settle(Session* session);
 
@@ -77,8 +78,9 @@ class SessionTiers {
   // (retryable).
   absl::StatusOr<Session*> Fork(const std::string& owner, Session* session);
 
-  // At the beginning of a step: the session that is leaving the pool goes on. False: none is.
-  bool Advance();
+  // At the beginning of a step: sessions that are entering or leaving the pool go on. False: none
+  // is. `rows`: of the step before; the larger the steps, the more is copied between them.
+  bool Advance(int64_t rows);
   // Moves idle sessions out of the pool if that can make `pages` available.
   void MakeRoom(int64_t pages, bool may_drop);
   // What does not fit now may fit when what is on its way has arrived.
@@ -115,6 +117,12 @@ class SessionTiers {
     SessionMove why = SessionMove::kLimit;
     bool to_disk = false;
   };
+  // A session in use on its way into pages. Until all is copied its tier is what it was, and it
+  // can go back there.
+  struct Entering {
+    Session* session = nullptr;
+    int64_t copied = 0;  // bytes
+  };
   struct PendingLoad {
     Session* session;
     std::function<void(absl::Status)> done;
@@ -126,11 +134,12 @@ class SessionTiers {
     int64_t settled_host = 0;    // bytes that are not on their way to a file
   };
 
-  // session_tiers.cc: moving down.
+  // session_tiers.cc: moving down, and copies.
   const Tally& tally();
   Session* Oldest(SessionTier tier);
   int64_t FreeablePages() const;
   Result MoveDown(Session* session, SessionMove why, bool may_drop);
+  int64_t TakeStepPages(int64_t left);
   Result CopyMore();
   void Stay(const Session* session);
   Result HostRoom(int64_t bytes, bool may_drop);
@@ -151,6 +160,9 @@ class SessionTiers {
   bool Matches(const SessionRecord& record) const;
   void Apply(const SessionHeader& header, Session* session);
   TimePoint WhenWritten(const SessionHeader& header) const;
+  void CopyIn();
+  void Entered(Session* session);
+  void GoBack(Session* session);
   void PumpLoads();
   void AfterRead(PendingLoad load, absl::StatusOr<StoredSession> stored);
   absl::Status LoadError(Session* session, const absl::Status& status);
@@ -170,11 +182,12 @@ class SessionTiers {
   const ByteMeter meter_ = std::make_shared<std::atomic<int64_t>>(0);
 
   Leaving leaving_;
-  int64_t step_bytes_left_;    // that may be copied out before the next step
-  int writing_ = 0;            // sessions that the I/O thread writes
-  int reading_ = 0;            // and reads
-  int loaded_ = 0;             // that were read and have not started yet
-  int64_t writing_bytes_ = 0;  // of files that are being written
+  std::deque<Entering> entering_;  // the first is copied; bounded by the requests that run
+  int64_t step_bytes_left_;        // that may be copied before the next step
+  int writing_ = 0;                // sessions that the I/O thread writes
+  int reading_ = 0;                // and reads
+  int loaded_ = 0;                 // that were read and have not started yet
+  int64_t writing_bytes_ = 0;      // of files that are being written
   uint64_t writes_ = 0;
   std::deque<PendingLoad> loads_;  // bounded by the requests that wait for them
   bool tally_stale_ = true;
