@@ -58,6 +58,12 @@ void ServerFixture::TearDown() {
   core_->AbortAll(absl::UnavailableError("the test is over"));
   server_->Shutdown(5);
   EXPECT_EQ(core_->open_calls(), 0);
+  // A call may be over before its lane has left it, and the lane still speaks to the model's
+  // engine.
+  FakeEngine::WaitFor([this] {
+    const EncodeLanes& lanes = core_->lanes();
+    return lanes.short_bytes() + lanes.long_bytes() + lanes.session_bytes() == 0;
+  });
   server_.reset();
   model_.reset();  // ends what was kept without a reader; its last event takes the core
   core_.reset();
