@@ -184,6 +184,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     const absl::Status status = ParseMessage(request_, "GenerateRequest", &proto_);
     request_.Clear();
     if (!status.ok()) return End(status);
+    // Already here: readers leave while their prompts are tokenized, too.
+    keep_on_disconnect_.store(proto_.keep_on_disconnect());
     // Whether BOS and a system message are due depends on the session; ids are used as they are.
     if (proto_.session_id().empty() || proto_.has_token_ids()) return EncodeAndSubmit({});
     const absl::Status posted =
@@ -250,7 +252,6 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     request.first_turn = first_turn;
     request.owner = owner_;
     request.deadline = deadline_;
-    keep_on_disconnect_.store(proto_.keep_on_disconnect());
     return request;
   }
 

@@ -401,6 +401,27 @@ TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
   EXPECT_EQ(engine_->TokensSent(1), 20);
 }
 
+TEST_F(StreamTest, KeepOnDisconnectHoldsBeforeTheEngineHasTheRequest) {
+  engine_->SetScript({.tokens = 20});
+  v1::Session session;
+  grpc::ClientContext create;
+  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  v1::GenerateRequest request = TextRequest();
+  request.set_session_id(session.id());
+  request.set_keep_on_disconnect(true);
+  engine_->HoldSessions(true);  // parsed, and not yet tokenized
+  grpc::ClientContext context;
+  const auto reader = stub_->Generate(&context, request);
+  FakeEngine::WaitFor([this] { return engine_->WaitingForSessions() == 1; });
+  context.TryCancel();
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  FakeEngine::WaitFor([this] { return core_->open_calls() == 0; });
+  engine_->HoldSessions(false);
+  FakeEngine::WaitFor([this] { return engine_->Stats().completed == 1; });
+  EXPECT_THAT(engine_->Cancels(), IsEmpty());
+  EXPECT_EQ(engine_->TokensSent(1), 20);
+}
+
 // Its connection ends while a write waits for it: no call that was cut off counts as answered.
 TEST_F(StreamTest, KeptCallsWhoseConnectionIsLostAreNotOk) {
   engine_->SetScript({.tokens = 1'000'000, .text_bytes = 4096});
