@@ -55,8 +55,6 @@ void AcceptedToProto(const AcceptedEvent& event, v1::GenerateEvent* proto);
 void TokensToProto(TokensEvent event, v1::GenerateEvent* proto);
 void FinishedToProto(const FinishedEvent& event, const v1::Policy& policy,
                      v1::GenerateEvent* proto);
-// Row `layer` of a trace.
-
 // A trace as events of bounded size: each holds one layer, or a part of a large one.
 class TraceEvents {
  public:
