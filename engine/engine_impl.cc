@@ -248,7 +248,7 @@ bool EngineImpl::RunInbox() {
     MutexLock lock(&mutex_);
     // Nothing to run: sleep until somebody posts, but look at deadlines now and then.
     constexpr auto kIdlePoll = std::chrono::milliseconds(50);
-    if (inbox_.empty() && !stop_ && !worked_ && !manual_) {
+    if (inbox_.empty() && !stop_ && !worked_ && !tiers_.copying() && !manual_) {
       if (!sequences_.empty() || compare_) {
         wake_.WaitFor(&mutex_, kIdlePoll);
       } else if (expiry >= 0) {

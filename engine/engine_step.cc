@@ -17,7 +17,8 @@ constexpr double kRetrySeconds = 1.0;
 }  // namespace
 
 void EngineImpl::Step() {
-  worked_ = tiers_.Advance(std::exchange(step_rows_, 0));
+  worked_ = false;
+  tiers_.Advance(std::exchange(step_rows_, 0));
   ReleaseArrived();
   MakeRoomForWaiting();
   StepPlan plan = scheduler_.Next(pool_->available());
@@ -27,7 +28,6 @@ void EngineImpl::Step() {
       scheduler_.Requeue(id);
     } else if (s->arriving) {
       scheduler_.Hold(id);
-      worked_ = true;  // the next step copies more
     } else {
       continue;
     }

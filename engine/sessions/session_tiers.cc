@@ -254,14 +254,12 @@ SessionTiers::Result SessionTiers::CopyMore() {
   return Result::kDone;
 }
 
-bool SessionTiers::Advance(int64_t rows) {
+void SessionTiers::Advance(int64_t rows) {
   // A step of a prefill takes as long as many that decode, and what it delays is as much less.
   constexpr int64_t kRowsPerShare = 128;
   step_bytes_left_ = options_.session_step_bytes * (1 + rows / kRowsPerShare);
-  if (entering_.empty() && !leaving_.session) return false;
   CopyIn();  // somebody waits for these
   if (leaving_.session && CopyMore() == Result::kDone) EnforceLimits();
-  return true;
 }
 
 // It does not leave the pool after all.

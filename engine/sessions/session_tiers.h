@@ -78,9 +78,10 @@ class SessionTiers {
   // (retryable).
   absl::StatusOr<Session*> Fork(const std::string& owner, Session* session);
 
-  // At the beginning of a step: sessions that are entering or leaving the pool go on. False: none
-  // is. `rows`: of the step before; the larger the steps, the more is copied between them.
-  bool Advance(int64_t rows);
+  // At the beginning of a step: sessions that are entering or leaving the pool go on.
+  // `rows`: of the step before; the larger the steps, the more is copied between them.
+  void Advance(int64_t rows);
+  bool copying() const { return leaving_.session || !entering_.empty(); }  // the next step goes on
   // Moves idle sessions out of the pool if that can make `pages` available.
   void MakeRoom(int64_t pages, bool may_drop);
   // What does not fit now may fit when what is on its way has arrived.
