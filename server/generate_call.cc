@@ -245,7 +245,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     const ServedModel& model = **core_->Model();
     RETURN_IF_ERROR(StillWanted());
     ASSIGN_OR_RETURN(EngineRequest request, RequestFromProto(proto_, model));
-    request_id_ = request.request_id;
+    {
+      MutexLock lock(&mutex_);  // a call whose reader has left may be ending
+      request_id_ = request.request_id;
+    }
     PolicyToProto(request.prefill, request.kv, &policy_);
     ASSIGN_OR_RETURN(request.prompt, EncodePrompt(proto_, model, first_turn.value_or(true),
                                                   [this] { return StillWanted(); }));
@@ -368,7 +371,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Set on the way to the engine, constant afterwards.
   grpc::ByteBuffer request_;
   v1::GenerateRequest proto_;  // until it is submitted
-  std::string owner_, request_id_;
+  std::string owner_;
   Clock::time_point deadline_;
   v1::Policy policy_;
   std::atomic<bool> keep_on_disconnect_ = false;
@@ -379,6 +382,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   int64_t prompt_tokens_ = 0;
 
   Mutex mutex_;
+  std::string request_id_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<GenerateCall> self_ ABSL_GUARDED_BY(mutex_);  // gRPC's reference, until OnDone
   Engine* engine_ = nullptr;                                    // set once, with id_
   std::optional<RequestId> id_;                                 // set once, under mutex_
