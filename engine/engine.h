@@ -233,7 +233,7 @@ class Engine {
     return absl::UnimplementedError("this engine cannot compare policies");
   }
 
-  // Sessions. Owner must match, otherwise NOT_FOUND (so that ids cannot be probed).
+  // Sessions; lost ones can be deleted. Owner must match, otherwise NOT_FOUND (no id is probed).
   virtual absl::StatusOr<SessionInfo> CreateSession(const std::string& owner) = 0;
   virtual absl::StatusOr<SessionInfo> GetSession(const std::string& owner,
                                                  const std::string& id) = 0;

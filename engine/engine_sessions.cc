@@ -95,17 +95,21 @@ absl::StatusOr<EngineImpl::NewSession> EngineImpl::ForkIdle(const std::string& o
 
 absl::Status EngineImpl::DeleteSession(const std::string& owner, const std::string& id) {
   return Call<absl::Status>([&]() -> absl::Status {
-    ASSIGN_OR_RETURN(Session * session, tiers_.Find(owner, id));
-    if (session->busy) {
-      session->deleted = true;
+    const absl::StatusOr<Session*> found = tiers_.Find(owner, id);
+    const bool lost = Reason(found.status()) == kSessionLost;
+    if (!lost) RETURN_IF_ERROR(found.status());
+    if (lost) {
+      RETURN_IF_ERROR(tiers_.RemoveLost(id));
+    } else if ((*found)->busy) {
+      (*found)->deleted = true;
       for (auto& [request, sequence] : sequences_) {
-        if (sequence->session != session) continue;
+        if (sequence->session != *found) continue;
         Finish(sequence.get(), FinishReason::kCancelled,
                absl::CancelledError("the session was deleted"));
         break;
       }
     } else {
-      RETURN_IF_ERROR(tiers_.Remove(session));
+      RETURN_IF_ERROR(tiers_.Remove(*found));
     }
     PublishStats();
     return absl::OkStatus();

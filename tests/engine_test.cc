@@ -528,6 +528,9 @@ TEST_F(EngineTest, ParkedSessionsThatHoldTheMemoryDoNotBlockTheQueue) {
   EXPECT_EQ(Reason(lost), kSessionLost);
   EXPECT_TRUE(absl::IsNotFound(engine_->GetSession("bob", id).status()));
   EXPECT_EQ(Reason(Run(turn({5}, 1, id))->Wait().status), kSessionLost);
+  EXPECT_TRUE(absl::IsNotFound(engine_->DeleteSession("bob", id)));
+  EXPECT_TRUE(engine_->DeleteSession("", id).ok()) << "cleaning up succeeds";
+  EXPECT_TRUE(absl::IsNotFound(engine_->DeleteSession("", id)));
   // A session's own next turn can never fit beside what the session holds: that does not pass.
   // 18 + 1 + 3 pages in each head and 2 x 19 in transit: 126, and 125 are left beside it.
   const std::string other = engine_->CreateSession("")->id;

@@ -58,8 +58,17 @@ TEST(SessionFilesTest, AnotherModelsSessionsAreNeverContinued) {
     ExpectLost(m, talk);
     EXPECT_TRUE(absl::IsNotFound(m.engine->GetSession("bob", talk.id).status()));
   }
-  ManualEngine m(options, kPages, "one model");
-  ASSERT_NO_FATAL_FAILURE(Say(m, &talk, {5}));
+  {
+    ManualEngine m(options, kPages, "one model");
+    ASSERT_NO_FATAL_FAILURE(Say(m, &talk, {5}));
+    ManualEngine other(options, kPages, "another model");
+    EXPECT_EQ(Reason(other.engine->DeleteSession("ann", talk.id)), kSessionBusy);
+  }
+  ManualEngine m(options, kPages, "another model");
+  EXPECT_TRUE(absl::IsNotFound(m.engine->DeleteSession("bob", talk.id)));
+  EXPECT_EQ(folder.SessionFiles(), 1);
+  ASSERT_NO_FATAL_FAILURE(DeleteLost(m, talk));
+  EXPECT_EQ(folder.SessionFiles(), 0);
 }
 
 TEST(SessionFilesTest, TwoServersOnOneFolderPassASessionToAndFro) {
@@ -169,6 +178,8 @@ TEST(SessionFilesTest, AKilledServersUnwrittenSessionsAreLostNotUnknown) {
     }
     EXPECT_TRUE(absl::IsNotFound(next.engine->GetSession("ann", gone.id).status()));
     EXPECT_EQ(next.engine->Stats().sessions, 0);
+    EXPECT_TRUE(absl::IsNotFound(next.engine->DeleteSession("bob", talk.id)));
+    for (const Conversation& lost : {empty, talk, fork}) DeleteLost(next, lost);
   }
   EXPECT_EQ(killed.SessionFiles(), 0) << "what has been told is not kept";
   // A marker changes nothing for who goes on here, and goes with its session.
@@ -239,8 +250,8 @@ TEST(SessionFilesTest, DamagedFilesAreLostSessions) {
     EXPECT_TRUE(sink->ids.empty());
     EXPECT_EQ(m.engine->Stats().pages_used, 0);
     ASSERT_NO_FATAL_FAILURE(ExpectLost(m, talk));
-    std::error_code ignored;
-    fs::remove(path, ignored);  // a file of another layout version stays
+    DeleteLost(m, talk);
+    EXPECT_EQ(folder.SessionFiles(), 0) << "also one of another layout version";
   }
 }
 

@@ -49,4 +49,14 @@ inline void Delete(ManualEngine& m, const Conversation& talk) {
   m.engine->RunOnce();
 }
 
+// Its owner's cleaning up succeeds, and then there never was such a session.
+inline void DeleteLost(ManualEngine& m, const Conversation& talk) {
+  ExpectLost(m, talk);
+  Delete(m, talk);
+  for (const absl::Status& status : {m.engine->GetSession(talk.owner, talk.id).status(),
+                                     m.engine->DeleteSession(talk.owner, talk.id)}) {
+    EXPECT_TRUE(absl::IsNotFound(status)) << status;
+  }
+}
+
 }  // namespace entropyserve

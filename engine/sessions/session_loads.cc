@@ -155,6 +155,18 @@ absl::StatusOr<Session*> SessionTiers::Adopt(const std::string& owner, const std
   return added;
 }
 
+absl::Status SessionTiers::RemoveLost(const std::string& id) {
+  if (Session* const session = store_->Get(id)) return Remove(session);  // another layout's file
+  if (dir_ && dir_->Find(id).ok()) {                                     // another model's file
+    const absl::Status claim = dir_->Claim(id);
+    if (absl::IsNotFound(claim)) return HeldElsewhere();
+    if (!claim.ok()) return CannotRead(claim);
+    dir_->RemoveClaimed(id);
+  }
+  store_->ForgetLost(id);
+  return absl::OkStatus();
+}
+
 void SessionTiers::Load(Session* session, std::function<void(absl::Status)> done) {
   Check(session->busy && session->tier == SessionTier::kDisk && !session->pages,
         "only a session in use is read");

@@ -98,6 +98,10 @@ void SessionStore::RememberLost(const std::string& id, const std::string& owner,
   lost_order_.pop_front();
 }
 
+void SessionStore::ForgetLost(const std::string& id) {
+  if (lost_.erase(id) == 1) std::erase(lost_order_, id);
+}
+
 SessionInfo SessionStore::Describe(const Session& session) const {
   SessionInfo info;
   info.id = session.id;

@@ -72,6 +72,7 @@ class SessionStore {
   // Erases the session and remembers, for a while, that it was there.
   void Lose(const Session& session, const char* why);
   void RememberLost(const std::string& id, const std::string& owner, const char* why);
+  void ForgetLost(const std::string& id);
   void Clear() { sessions_.clear(); }
   int64_t size() const { return int64_t(sessions_.size()); }
   int64_t room() const { return max_sessions_ - size(); }

@@ -59,6 +59,9 @@ class SessionTiers {
   void Marked(const std::string& id, bool written);
   // An idle session, and its file. SESSION_BUSY: another server took it just now.
   absl::Status Remove(Session* session);
+  // A session that Find has just called lost, and its file if there still is one: it is unknown
+  // afterwards. SESSION_BUSY, UNAVAILABLE: as for Find.
+  absl::Status RemoveLost(const std::string& id);
 
   // ---- A request in a session: Use, Load if it is on the disk, Bring when it is admitted, Changed
   // when its turn is kept, Settle at the end in any case.
