@@ -18,36 +18,49 @@ namespace {
 constexpr char kUsage[] =
     "entropyserve-client session create | list | get ID... | fork ID... | delete ID... [flags]\n"
     "A session keeps the KV cache of a conversation between calls. Prints the sessions that were\n"
-    "made, found or forked as a table; what can be read of them is the caller's own.\n";
+    "made, found or forked as a table; what can be read of them is the caller's own. Every ID is\n"
+    "tried, and one that fails is named on stderr.\n";
 
-// What an action says: sessions to show, or ids that are gone.
+// What an action says: sessions to show, ids that are gone, and what failed.
 struct Outcome {
   std::vector<v1::Session> sessions;
   std::vector<std::string> deleted;
+  std::vector<absl::Status> errors;
 };
 
-// Up to the first id that fails; `outcome` has what was done before.
-absl::Status Run(const std::string& action, const std::vector<std::string>& ids,
-                 const CallOptions& options, Client* client, Outcome* outcome) {
-  if (action == "create") {
-    ASSIGN_OR_RETURN(v1::Session session, client->CreateSession(options));
-    outcome->sessions.push_back(std::move(session));
+absl::Status RunOne(const std::string& action, const std::string& id, const CallOptions& options,
+                    Client* client, Outcome* outcome) {
+  if (action == "delete") {
+    RETURN_IF_ERROR(client->DeleteSession(id, options));
+    outcome->deleted.push_back(id);
+    return absl::OkStatus();
   }
   if (action == "list") {
     ASSIGN_OR_RETURN(const v1::ListSessionsResponse list, client->ListSessions(options));
     outcome->sessions.assign(list.sessions().begin(), list.sessions().end());
+    return absl::OkStatus();
+  }
+  ASSIGN_OR_RETURN(v1::Session session, action == "create" ? client->CreateSession(options)
+                                        : action == "get"  ? client->GetSession(id, options)
+                                                           : client->ForkSession(id, options));
+  outcome->sessions.push_back(std::move(session));
+  return absl::OkStatus();
+}
+
+// An id that fails does not keep the others from being tried.
+Outcome Run(const std::string& action, const std::vector<std::string>& ids,
+            const CallOptions& options, Client* client) {
+  Outcome outcome;
+  if (ids.empty()) {
+    const absl::Status status = RunOne(action, "", options, client, &outcome);
+    if (!status.ok()) outcome.errors.push_back(status);
   }
   for (const std::string& id : ids) {
-    if (action == "delete") {
-      RETURN_IF_ERROR(client->DeleteSession(id, options));
-      outcome->deleted.push_back(id);
-      continue;
-    }
-    ASSIGN_OR_RETURN(v1::Session session, action == "get" ? client->GetSession(id, options)
-                                                          : client->ForkSession(id, options));
-    outcome->sessions.push_back(std::move(session));
+    const absl::Status status = RunOne(action, id, options, client, &outcome);
+    if (status.ok()) continue;
+    outcome.errors.emplace_back(status.code(), absl::StrCat(id, ": ", status.message()));
   }
-  return absl::OkStatus();
+  return outcome;
 }
 
 void Print(const Outcome& outcome, const std::string& action, bool json) {
@@ -58,7 +71,8 @@ void Print(const Outcome& outcome, const std::string& action, bool json) {
     return;
   }
   for (const std::string& id : outcome.deleted) std::printf("deleted %s\n", id.c_str());
-  if (action == "list" && outcome.sessions.empty()) std::puts("no sessions");
+  if (action == "list" && outcome.sessions.empty() && outcome.errors.empty())
+    std::puts("no sessions");
   if (!outcome.sessions.empty()) std::fputs(FormatSessions(outcome.sessions).c_str(), stdout);
 }
 
@@ -87,11 +101,10 @@ int RunSession(const std::vector<std::string>& args) {
   }
   const absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(connection.options);
   if (!client.ok()) return ReportUsage(std::string(client.status().message()));
-  Outcome outcome;
-  const absl::Status status =
-      Run(action, ids, {connection.deadline_seconds, nullptr}, client->get(), &outcome);
+  const Outcome outcome = Run(action, ids, {connection.deadline_seconds, nullptr}, client->get());
   Print(outcome, action, json);
-  return Report(status);
+  for (const absl::Status& error : outcome.errors) Report(error);
+  return outcome.errors.empty() ? kExitOk : kExitServer;
 }
 
 }  // namespace entropyserve

@@ -335,8 +335,11 @@ TEST(ProgramsTest, SessionsAreMadeFoundAndDeleted) {
   const auto list = server.Client({"session", "list"});
   EXPECT_EQ(list->Wait(), 0);
   EXPECT_THAT(list->out(), AllOf(HasSubstr(id), HasSubstr(fork_id)));
-  const auto deleted = server.Client({"session", "delete", id, fork_id});
-  EXPECT_EQ(deleted->Wait(), 0);
+  const auto some = server.Client({"session", "get", "nobodys", id, "--json"});
+  ExpectOneLine(*some, 1, "NOT_FOUND: nobodys: session_id: no such session");
+  EXPECT_THAT(some->out(), HasSubstr(id)) << "the others are tried";
+  const auto deleted = server.Client({"session", "delete", id, "nobodys", fork_id});
+  ExpectOneLine(*deleted, 1, "NOT_FOUND: nobodys: ");
   EXPECT_EQ(deleted->out(), "deleted " + id + "\ndeleted " + fork_id + "\n");
   const auto none = server.Client({"session", "list"});
   EXPECT_EQ(none->Wait(), 0);
