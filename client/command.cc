@@ -18,6 +18,7 @@
 #include "engine/base/read_file.h"
 #include "engine/base/status_details.h"
 #include "engine/base/status_macros.h"
+#include "engine/text/utf8.h"
 
 namespace entropyserve {
 
@@ -148,13 +149,24 @@ void InterruptGuard::Watch(CancelToken* token) {
   impl_->token = token;
 }
 
+absl::Status CheckUtf8(std::string_view name, std::string_view text) {
+  if (IsValidUtf8(text)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(name),
+      " is not UTF-8; convert it, e.g. with iconv --from-code=ISO-8859-1 --to-code=UTF-8"));
+}
+
 absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path) {
-  if (path != "-") {
-    absl::StatusOr<std::string> text = ReadFile(path);
-    if (text.ok()) return text;
-    return absl::NotFoundError(absl::StrCat("--", flag, ": ", text.status().message()));
+  if (path == "-") {
+    std::string text{std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>()};
+    RETURN_IF_ERROR(CheckUtf8("standard input", text));
+    return text;
   }
-  return std::string(std::istreambuf_iterator<char>(std::cin), std::istreambuf_iterator<char>());
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok())
+    return absl::NotFoundError(absl::StrCat("--", flag, ": ", text.status().message()));
+  RETURN_IF_ERROR(CheckUtf8(absl::StrCat("--", flag, ": ", path), *text));
+  return text;
 }
 
 absl::Status CheckWritable(const char* flag, const std::string& path) {

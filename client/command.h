@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -70,7 +71,10 @@ class InterruptGuard {
   std::unique_ptr<Impl> impl_;
 };
 
-// A file's bytes, or standard input's for "-". NOT_FOUND: it cannot be read; names the flag.
+// INVALID_ARGUMENT: `text`, which errors call `name`, is not UTF-8.
+absl::Status CheckUtf8(std::string_view name, std::string_view text);
+// A file's text, or standard input's for "-". NOT_FOUND: it cannot be read; INVALID_ARGUMENT: it is
+// not UTF-8. Both name the flag.
 absl::StatusOr<std::string> ReadText(const char* flag, const std::string& path);
 // Whether WriteFile will work, sooner than after a long run; it leaves no file. An empty
 // path is none.

@@ -65,6 +65,8 @@ absl::Status FillPrompt(const PromptFlags& prompt, const std::vector<std::string
         "--parse-special: a message's control tokens stay text; it goes with --raw");
   }
   const std::string argument = positional.empty() ? "" : positional[0];
+  RETURN_IF_ERROR(CheckUtf8("the prompt's text", argument));
+  RETURN_IF_ERROR(CheckUtf8("--system: the text", prompt.system));
   ASSIGN_OR_RETURN(std::string text, PromptText(prompt, argument, !positional.empty()));
   if (prompt.raw) {
     if (!prompt.system.empty()) {

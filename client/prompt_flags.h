@@ -21,8 +21,8 @@ struct PromptFlags {
 void AddPromptFlags(FlagSet* flags, PromptFlags* prompt, v1::GenerateRequest* request);
 
 // Sets the request's input from the flags and at most one argument: the prompt, or the question
-// about
-// --file; without either, standard input. NOT_FOUND: no such file. INVALID_ARGUMENT: --token-ids.
+// about --file; without either, standard input. NOT_FOUND: no such file. INVALID_ARGUMENT:
+// --token-ids, or text that is not UTF-8.
 absl::Status FillPrompt(const PromptFlags& prompt, const std::vector<std::string>& positional,
                         v1::GenerateRequest* request);
 

@@ -199,8 +199,16 @@ TEST(ClientProgramTest, ExitCodesAndSingleLines) {
   ExpectOneLine(raw, 2, "--system: plain text has no system message");
   Process ids(ENTROPYSERVE_CLIENT, {"generate", "--token-ids=1,2", "--system=be brief"});
   ExpectOneLine(ids, 2, "--system: --token-ids is the whole prompt");
-  for (const auto& [args, part] : std::vector<std::pair<std::vector<std::string>, const char*>>{
+  const std::string latin = ::testing::TempDir() + "/latin.txt";
+  std::ofstream(latin) << "caf\xE9";
+  Process piped(ENTROPYSERVE_CLIENT, {"generate"}, "caf\xE9");
+  ExpectOneLine(piped, 2, "standard input is not UTF-8");
+  for (const auto& [args, part] : std::vector<std::pair<std::vector<std::string>, std::string>>{
            {{"generate", "--file=/no/such/file"}, "--file: cannot read /no/such/file"},
+           {{"generate", "--file=" + latin}, "--file: " + latin + " is not UTF-8; convert it"},
+           {{"tokenize", "--file=" + latin}, "--file: " + latin + " is not UTF-8"},
+           {{"generate", "caf\xE9"}, "the prompt's text is not UTF-8"},
+           {{"generate", "--system=caf\xE9", "x"}, "--system: the text is not UTF-8"},
            {{"generate", ""}, "the prompt is empty"},
            {{"generate"}, "the prompt is empty"},
            {{"generate", "--raw", "--thinking=true", "x"}, "--thinking: "},
