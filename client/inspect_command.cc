@@ -76,7 +76,9 @@ absl::Status ReadEvents(const std::string& path, TraceReport* report) {
     return absl::InvalidArgumentError(
         absl::StrCat("--trace-file: ", path, " ends early: it has no finished event"));
   }
-  return CheckComplete(*report);
+  const absl::Status complete = CheckComplete(*report);
+  if (complete.ok()) return complete;
+  return absl::InvalidArgumentError(absl::StrCat("--trace-file: ", path, ": ", complete.message()));
 }
 
 std::string PromptOf(const v1::GenerateRequest& request) {

@@ -106,12 +106,8 @@ TEST_F(LimitsTest, WhoeverLeavesWhileTheirPromptIsTokenizedFreesTheLane) {
 
 TEST_F(LimitsTest, QuestionsThatWaitForTheEngineHoldUpNobodyElse) {
   StartServer();
-  v1::Session session;
-  grpc::ClientContext create;
-  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
+  const v1::GenerateRequest turn = SessionRequest();
   engine_->HoldSessions(true);  // as during a long step
-  v1::GenerateRequest turn = TextRequest();
-  turn.set_session_id(session.id());
   std::vector<std::thread> waiting;
   for (int i = 0; i < 8; ++i) {
     waiting.emplace_back([&] { EXPECT_TRUE(Generate(turn).status.ok()); });

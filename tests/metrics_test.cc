@@ -225,12 +225,8 @@ class MetricsCallsTest : public ServerFixture {};
 TEST_F(MetricsCallsTest, HundredsOfCallsWithTheirOwnIdsAddNoSeries) {
   StartServer();
   const auto call = [this](int i) {
-    grpc::ClientContext context;
-    v1::Session session;
-    ASSERT_TRUE(stub_->CreateSession(&context, v1::CreateSessionRequest(), &session).ok());
-    v1::GenerateRequest request = TextRequest();
+    v1::GenerateRequest request = SessionRequest();
     request.set_request_id(absl::StrCat("request-", i));
-    request.set_session_id(session.id());
     EXPECT_TRUE(Generate(request).status.ok());
     request.set_session_id(absl::StrCat("no-such-session-", i));
     EXPECT_FALSE(Generate(request).status.ok());

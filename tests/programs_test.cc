@@ -407,10 +407,12 @@ TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {
   // Segments 1 to 3 are sparse and read 17 blocks where they see so many; every head keeps its
   // budget, sinks and window first of all.
   int layers = 0;
+  std::string first_layer_only;
   std::istringstream events(ReadAll(trace));
   for (std::string line; std::getline(events, line);) {
     const auto event = nlohmann::json::parse(line);
     EXPECT_FALSE(event.contains("tokens"));
+    if (!event.contains("trace") || layers == 0) first_layer_only += line + "\n";
     if (!event.contains("trace")) continue;
     const auto& layer = event["trace"];
     ++layers;
@@ -424,7 +426,7 @@ TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {
     }
     EXPECT_EQ(layer["kept"].size(), layer["kv_heads"]);
   }
-  EXPECT_GT(layers, 0);
+  EXPECT_GT(layers, 1);
 
   Process redrawn(ENTROPYSERVE_CLIENT, saved);
   EXPECT_EQ(redrawn.Wait(), 0) << redrawn.err();
@@ -433,6 +435,9 @@ TEST(ProgramsTest, InspectDrawsWhatTheServerTraced) {
   std::ofstream(trace, std::ios::app) << "no event\n";
   Process broken(ENTROPYSERVE_CLIENT, saved);
   ExpectOneLine(broken, 2, "expected one event as JSON");
+  std::ofstream(trace) << first_layer_only;
+  Process incomplete(ENTROPYSERVE_CLIENT, saved);
+  ExpectOneLine(incomplete, 2, "--trace-file: " + trace + ": the trace has 1 of ");
   Process missing(ENTROPYSERVE_CLIENT, {"inspect", "--trace-file=/no/such/trace"});
   ExpectOneLine(missing, 2, "/no/such/trace");
   Process both(ENTROPYSERVE_CLIENT, {"inspect", "a prompt", "--trace-file=" + trace});

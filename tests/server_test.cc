@@ -350,12 +350,8 @@ TEST_F(StreamTest, CallsWithoutDeadlineGetTheDefaultAndLongOnesAreCut) {
 
 // What the prompt was made for goes with it: the engine refuses it when the session has changed.
 TEST_F(StreamTest, TheEngineIsToldForWhichTurnAPromptWasMade) {
-  v1::Session session;
-  grpc::ClientContext create;
-  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
-  v1::GenerateRequest request = TextRequest();
-  ASSERT_TRUE(Generate(request).status.ok());
-  request.set_session_id(session.id());
+  ASSERT_TRUE(Generate(TextRequest()).status.ok());
+  v1::GenerateRequest request = SessionRequest();
   // Two at once: both find the session empty.
   engine_->HoldSessions(true);
   std::thread other([&] { EXPECT_TRUE(Generate(request).status.ok()); });
@@ -381,11 +377,7 @@ TEST_F(StreamTest, TheEngineIsToldForWhichTurnAPromptWasMade) {
 
 TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
   engine_->SetScript({.tokens = 20});
-  v1::Session session;
-  grpc::ClientContext create;
-  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
-  v1::GenerateRequest request = TextRequest();
-  request.set_session_id(session.id());
+  v1::GenerateRequest request = SessionRequest();
   request.set_keep_on_disconnect(true);
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);
@@ -403,11 +395,7 @@ TEST_F(StreamTest, KeepOnDisconnectRunsToTheEnd) {
 
 TEST_F(StreamTest, KeepOnDisconnectHoldsBeforeTheEngineHasTheRequest) {
   engine_->SetScript({.tokens = 20});
-  v1::Session session;
-  grpc::ClientContext create;
-  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
-  v1::GenerateRequest request = TextRequest();
-  request.set_session_id(session.id());
+  v1::GenerateRequest request = SessionRequest();
   request.set_keep_on_disconnect(true);
   engine_->HoldSessions(true);  // parsed, and not yet tokenized
   grpc::ClientContext context;
@@ -425,11 +413,7 @@ TEST_F(StreamTest, KeepOnDisconnectHoldsBeforeTheEngineHasTheRequest) {
 // Its connection ends while a write waits for it: no call that was cut off counts as answered.
 TEST_F(StreamTest, KeptCallsWhoseConnectionIsLostAreNotOk) {
   engine_->SetScript({.tokens = 1'000'000, .text_bytes = 4096});
-  v1::Session session;
-  grpc::ClientContext create;
-  ASSERT_TRUE(stub_->CreateSession(&create, {}, &session).ok());
-  v1::GenerateRequest request = TextRequest();
-  request.set_session_id(session.id());
+  v1::GenerateRequest request = SessionRequest();
   request.set_keep_on_disconnect(true);
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, request);  // never read: writes wait

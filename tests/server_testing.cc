@@ -123,6 +123,15 @@ v1::GenerateRequest ServerFixture::TextRequest(const std::string& text) {
   return request;
 }
 
+v1::GenerateRequest ServerFixture::SessionRequest() {
+  v1::Session session;
+  grpc::ClientContext context;
+  EXPECT_TRUE(stub_->CreateSession(&context, {}, &session).ok());
+  v1::GenerateRequest request = TextRequest();
+  request.set_session_id(session.id());
+  return request;
+}
+
 namespace {
 
 template <typename Detail>

@@ -49,6 +49,8 @@ class ServerFixture : public ::testing::Test {
 
   // A request with a short text.
   static v1::GenerateRequest TextRequest(const std::string& text = "Hello, world");
+  // The same in a new session.
+  v1::GenerateRequest SessionRequest();
 
   FakeEngine* engine_ = nullptr;  // the model's
   std::unique_ptr<ServedModel> model_ = MakeFakeModel();
